@@ -173,7 +173,7 @@ def ground(python: Path, state: Path) -> Iterator[Ground]:
         redis_url = stack.enter_context(kernel.up([MODEL]))
         status = json.loads(kernel.aios("status", "--json"))
         pids = {each["name"]: each["pid"] for each in status["processes"]}
-        token = json.loads(kernel.aios("token", "bench", "--json"))["token"]
+        token = json.loads(kernel.aios("agents", "register", "bench", "--json"))["token"]
         wait_for(f"{proxy_url}/models", key)
         yield Ground(
             standin_url,

@@ -192,7 +192,8 @@ def main() -> int:
             status = json.loads(kernel.aios("status", "--json"))
             pids = {each["name"]: each["pid"] for each in status["processes"]}
             names = [f"crowd-{number}" for number in range(AGENTS)]
-            tokens = [json.loads(kernel.aios("token", name, "--json"))["token"] for name in names]
+            made = [json.loads(kernel.aios("agents", "register", each, "--json")) for each in names]
+            tokens = [each["token"] for each in made]
             held = pids["llm.simulated-1"]
             found = asyncio.run(
                 measure(status["api_url"], tokens, options.clients, pids["api"], held)

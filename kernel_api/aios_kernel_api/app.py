@@ -15,6 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from aios_kernel_api import health
+from aios_kernel_api.a2a import rpc
+from aios_kernel_api.a2a.refusals import rpc_error
 from aios_kernel_api.border import Border, OpenRequests, Rules, routing_error
 from aios_kernel_api.gateway.message_reply import anthropic_error
 from aios_kernel_api.gateway.openai_errors import openai_error
@@ -24,6 +26,7 @@ from aios_kernel_api.kernel import Kernel, kernel_of
 from aios_kernel_api.page import routes as page
 from aios_kernel_api.page.html import page_error
 from aios_kernel_api.page.login import who_looks
+from aios_kernel_api.page.runs.slot_feed import SlotFeeds
 from aios_kernel_api.problems import problem
 from aios_kernel_api.rest import (
     access,
@@ -61,6 +64,8 @@ DOORS: tuple[Door, ...] = (
     Door(session.ROUTES, Rules(problem)),
     Door(OPENAI_ROUTES, Rules(openai_error)),
     Door(ANTHROPIC_ROUTES, Rules(anthropic_error)),
+    Door(rpc.ROUTES, Rules(rpc_error)),
+    Door(rpc.PUBLIC_ROUTES, Rules(problem, is_public=True)),
     Door(page.ROUTES, Rules(page_error, asks_rights=True, identify=who_looks, is_page=True)),
     Door(page.PUBLIC_ROUTES, Rules(page_error, is_public=True, is_page=True)),
 )
@@ -82,6 +87,7 @@ def create_app(kernel: Kernel) -> Starlette:
     app.state.readiness = health.RecentReadiness()
     app.state.gateway = open_gateway(kernel)
     app.state.page_parts = page.new_parts()
+    app.state.slot_feeds = SlotFeeds()
     return app
 
 

@@ -253,9 +253,9 @@ def _explained(data: bytes, error: Exception) -> KernelError:
     return InvalidSyscall(
         message,
         field=field or "body",
-        remedy="see its type and range in docs/reference.md"
+        remedy="see its type and range in /openapi.json"
         if field
-        else "send JSON as the route's description has it",
+        else "send JSON as the route's description in /openapi.json has it",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
 
@@ -18,6 +19,7 @@ from aios_broker.config import (
     refuse_unknown,
     variables_of,
 )
+from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.llm import MAX_ANSWER_TOKENS
 from aios_broker.contract.names import Name
 from aios_broker.postgres.database import check_database_url
@@ -39,6 +41,8 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     key_prefix: str = "rq"  # RQ_KEY_PREFIX
     api_host: str = "127.0.0.1"  # who reaches it: 0.0.0.0 is everybody who gets here
     api_port: Annotated[int, Meta(ge=0, le=65_535)] = 0  # 0: a free one
+    # Where clients reach it, where that is not what they ask for: behind a proxy with TLS.
+    api_public_url: str | None = None
     # Open at once; beyond it the API says that it is busy.
     api_max_connections: Annotated[int, Meta(ge=1, le=100_000)] = 4_096
     # Of one agent, however many tokens it has: a stream is one for as long as it lasts.
@@ -82,6 +86,24 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         others = tuple(prefix for prefix in PROCESS_PREFIXES if prefix != OWN_PREFIX)
         refuse_unknown(environ, known=known, passed_on=others)
         parse_url(config.redis_url)
+        if config.api_public_url is not None:
+            check_public_url(config.api_public_url)
         if config.database_url is not None:
             check_database_url(config.database_url)
         return config
+
+
+def check_public_url(url: str) -> None:
+    """Return when an address is one that clients can be told.
+
+    Raises:
+        InvalidConfig: it is none.
+    """
+    parts = urlsplit(url)
+    if parts.scheme in ("http", "https") and parts.netloc and not (parts.query or parts.fragment):
+        return
+    raise InvalidConfig(
+        f"{url!r} is no address of a server",
+        field="AIOS_API_PUBLIC_URL",
+        remedy="give one as https://agents.example.org",
+    )

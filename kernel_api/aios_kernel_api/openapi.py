@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 from typing import Any
 
 import msgspec
@@ -32,11 +34,20 @@ STATUS_WORDS = {
     503: "A server of the kernel does not answer, or is full: come again after `retry_after_s`",
     504: "It did not end in time; `syscall_id` names it",
 }
+DISTRIBUTION = "aios-broker"
 PATH_PART = re.compile(r"{(\w+)(?::\w+)?}")
 DESCRIPTION = (
     "What an agent asks are syscalls: `POST /v1/syscalls`. The rest shows what becomes of them, or "
     "is a shorter way to the same. Errors are `application/problem+json`."
 )
+
+
+def release() -> str:
+    """Return the release of the kernel that runs."""
+    try:
+        return installed_version(DISTRIBUTION)
+    except PackageNotFoundError:  # a checkout
+        return "0"
 
 
 def document(operations: Sequence[Operation], version: str) -> Json:

@@ -16,6 +16,7 @@ from aios_cli.agent_stops import resume, suspend
 from aios_cli.approvals import as_steward, decider, kernel_store
 from aios_cli.session import EXIT_CODES, command
 from aios_cli.tables import Column, Listing, say
+from aios_cli.tokens import register, revoke, token
 
 AGENTS = Listing[KnownAgent](
     (Column("Agent"), lambda one: f"{one.tenant}/{one.name}"),
@@ -39,7 +40,16 @@ class RightSet:
 
 @click.group(epilog=EXIT_CODES)
 def agents() -> None:
-    """Show agents, and say what they may do: rights that no agent can give.
+    """Show agents, register them, make and revoke their tokens, set their rights, suspend them.
+
+    \b
+    Examples:
+      aios agents register ada          its token, shown this once
+      aios agents token ada             one more; `--operator`: for a person
+      aios agents allow judge decide
+      aios agents suspend ada
+
+    Rights that no agent can give:
 
     \b
     administer: register agents of its tenant, revoke their tokens, change its groups
@@ -90,5 +100,5 @@ def _set(agent: str, tenant: str, right: str, *, given: bool) -> RightSet:
     return RightSet(agent, tenant, chosen, given)
 
 
-for each in (list_, allow, forbid, suspend, resume):
+for each in (list_, register, token, revoke, allow, forbid, suspend, resume):
     agents.add_command(each)

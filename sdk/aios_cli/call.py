@@ -5,7 +5,6 @@ there, and the kernel's own check judges what was given.
 """
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from aios_broker.contract.reply import Reply
 from aios_broker.contract.syscall import Syscall, decode_syscall
 from aios_cli.session import Operator, exit_code_of
 from aios_cli.tables import say, show_json
+from aios_cli.text import read_stdin
 
 Fields = dict[str, object]
 Number = inspect.IntType | inspect.FloatType
@@ -38,7 +38,7 @@ class JsonOrFile(click.ParamType[object]):
             text = Path(value[1:]).read_bytes() if value.startswith("@") else value.encode()
             refuse_duplicate_keys(text)
             return msgspec.json.decode(text)
-        except (OSError, DuplicateKey, msgspec.DecodeError, RecursionError) as error:
+        except (OSError, DuplicateKey, ValueError, RecursionError) as error:
             self.fail(f"{error}", param, ctx)
 
 
@@ -148,7 +148,7 @@ def checked(fields: Fields) -> Syscall:
 
 def text_or_stdin(text: str) -> str:
     """Return a text; `-` reads it from standard input."""
-    return sys.stdin.read() if text == "-" else text
+    return read_stdin() if text == "-" else text
 
 
 async def ask(

@@ -75,7 +75,7 @@ def write_secrets(folder: Path, config: KernelConfig, *, redis: str, postgres: s
 def _kept(path: Path) -> str:
     """Return a password that a file has, else a new one: hexadecimal, for any place of a URL."""
     try:
-        found = path.read_text(encoding="utf-8").strip()
+        found = path.read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
         return random.token_hex(PASSWORD_BYTES)
     if not found.isalnum():

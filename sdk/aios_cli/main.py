@@ -1,8 +1,11 @@
 """`aios`: the table of commands. Each is imported when it is used, so that help comes at once."""
 
+import contextlib
 import importlib
+import importlib.metadata
 import json
-from collections.abc import Mapping
+import platform
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +13,11 @@ import click
 
 from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.errors import InvalidConfig, KernelError
+from aios_cli.text import argument
 
 USAGE_EXIT_CODE = 2
 JSON_ASKED = f"{__name__}.json"  # where a context keeps whether errors are wanted as JSON
+WORDS = f"{__name__}.words"  # where it keeps what was typed
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +39,12 @@ COMMANDS = {
     "cores": Entry("aios_cli.cores:cores", "Show and change the models that the kernel has."),
     "submit": Entry("aios_cli.submit:submit", "Submit a syscall and print its reply."),
     "ps": Entry("aios_cli.ps:ps", "List the syscalls that wait or run."),
-    "top": Entry("aios_cli.ps:top", "Watch the syscalls that wait or run."),
+    "top": Entry("aios_cli.top:top", "Watch the kernel at work."),
     "queues": Entry("aios_cli.ps:queues", "Show the queues of the modules."),
     "why": Entry("aios_cli.why:why", "Say why a syscall waits."),
     "strace": Entry("aios_cli.journal:strace", "Follow syscalls: arguments and answers."),
     "journal": Entry("aios_cli.journal:journal", "Print every change of state."),
+    "export": Entry("aios_cli.export:export", "Write what happened into a file."),
     "metrics": Entry("aios_cli.ps:metrics", "Print the kernel's metrics."),
     "kill": Entry("aios_cli.syscalls:kill", "Cancel syscalls."),
     "suspend": Entry("aios_cli.syscalls:suspend", "Hold syscalls: out of the run queue."),
@@ -47,8 +53,7 @@ COMMANDS = {
     "policy": Entry("aios_cli.policy:policy", "Show or change who goes first."),
     "quota": Entry("aios_cli.policy:quota", "Show or change what agents may use."),
     "usage": Entry("aios_cli.usage:usage", "Show what was used, and what it cost."),
-    "token": Entry("aios_cli.tokens:token", "Make a token for an agent, or take all back."),
-    "agents": Entry("aios_cli.agents:agents", "Show agents, and say what they may do."),
+    "agents": Entry("aios_cli.agents:agents", "Register agents, make tokens, set rights, suspend."),
     "memory": Entry(
         "aios_cli.state_modules:memory_commands", "Keep, find and share an agent's notes."
     ),
@@ -89,6 +94,7 @@ class LazyGroup(click.Group):
             context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
         )
         self._table = table
+        self._shared = tuple(params or ())
 
     def list_commands(self, _context: click.Context) -> list[str]:
         """Return the commands in the order of the table."""
@@ -103,7 +109,7 @@ class LazyGroup(click.Group):
             return None
         module, _, attribute = entry.target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
-        command.params.extend(one for one in self.params if one not in command.params)
+        command.params.extend(one for one in self._shared if one not in command.params)
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -115,25 +121,42 @@ class LazyGroup(click.Group):
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Note whether JSON is asked for: errors come before the command has read its options."""
-        context.meta[JSON_ASKED] = "--json" in args
-        return super().parse_args(context, args)
+        context.meta[JSON_ASKED], context.meta[WORDS] = "--json" in args, tuple(args)
+        with self._ending(context):
+            return super().parse_args(context, [argument(each) for each in args])
 
     def invoke(self, context: click.Context) -> object:
         """Run the command; end with a message and an exit code where it ends with an error."""
-        as_json = bool(context.meta[JSON_ASKED])
         try:
-            return super().invoke(context)
-        except KernelError as error:
-            # Here and not above: only the few runs that fail pay for the import.
-            from aios_cli.session import CommandFailed  # noqa: PLC0415
-
-            raise CommandFailed(error, as_json=as_json) from error
+            with self._ending(context):
+                return super().invoke(context)
         except click.UsageError as error:
-            if not as_json:
+            if not context.meta[JSON_ASKED]:
                 raise
             body = {"error": {"code": "usage", "message": error.format_message()}}
             click.echo(json.dumps(body, indent=2))  # of the environment alone, and ASCII
             context.exit(USAGE_EXIT_CODE)
+
+    @contextlib.contextmanager
+    def _ending(self, context: click.Context) -> Iterator[None]:
+        """End with a message and an exit code where a KernelError is raised."""
+        try:
+            yield
+        except KernelError as error:
+            # Here and not above: only the few runs that fail pay for the imports.
+            from aios_cli.error_words import command_of  # noqa: PLC0415
+            from aios_cli.session import CommandFailed  # noqa: PLC0415
+
+            command, path = command_of(self, context, context.meta[WORDS])
+            as_json = bool(context.meta[JSON_ASKED])
+            raise CommandFailed(error, command, path, as_json=as_json) from error
+
+
+def _show_version(context: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001  click's
+    if asked:
+        version = importlib.metadata.version("aios-broker")
+        click.echo(f"aios {version} (Python {platform.python_version()})")
+        context.exit()
 
 
 def _use_state_dir(
@@ -179,8 +202,13 @@ cli = LazyGroup(
         )
     ],
 )
-
-
-def main() -> None:
-    """Run the command line."""
-    cli(prog_name="aios")
+cli.params.append(
+    click.Option(
+        ["--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_show_version,
+        help="Print the version.",
+    )
+)

@@ -38,6 +38,7 @@ from aios_broker.queues.quota import Quotas
 from aios_broker.queues.rate_limits import Rates
 from aios_broker.queues.secret import KernelSecret
 from aios_broker.redis.connection import Connection
+from aios_cli.error_words import spoken
 from aios_cli.tables import say, show_json
 from aios_local.supervisor.record import KernelRecord
 from aios_local.supervisor.record import find_kernel as find_kernel_of
@@ -68,8 +69,11 @@ Result = TypeVar("Result")
 class CommandFailed(click.ClickException):
     """A KernelError as a command ends with it: its text on standard error, its exit code."""
 
-    def __init__(self, error: KernelError, *, as_json: bool = False) -> None:
-        super().__init__(str(error))
+    def __init__(
+        self, error: KernelError, command: click.Command, path: str, *, as_json: bool = False
+    ) -> None:
+        """Take the error, and the command that ends with it, as it was typed: `aios files ls`."""
+        super().__init__(spoken(error, command, path))
         self.error = error
         self.exit_code: int = exit_code_of(error)  # type: ignore[misc]
         self._as_json = as_json

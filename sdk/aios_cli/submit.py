@@ -92,7 +92,7 @@ def submit(**values: object) -> None:
 
     \b
     Examples:
-      aios submit "What is the capital of France?"
+      aios submit "What is the capital of Peru?"
       aios submit --max-tokens 400 --temperature 0.8 --seed 7 "Tell a story."
       aios submit --schema '{"type": "integer"}' "How many legs has a spider?"
       aios submit --n 3 --temperature 1 "Name a colour."

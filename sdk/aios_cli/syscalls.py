@@ -14,6 +14,7 @@ from aios_broker.contract.names import Module
 from aios_broker.contract.reply import decode_reply
 from aios_broker.contract.syscall import MODULES, State
 from aios_broker.queues.control import Control, Outcome
+from aios_broker.queues.ended import ended_ids, queues_of
 from aios_broker.queues.records import JobView
 from aios_broker.views.why import Ended
 from aios_broker.views.words import SHORT_ID_DIGITS, short_id
@@ -23,7 +24,6 @@ from aios_cli.tables import say, show_json
 ID_DIGITS = 32
 MAX_ID_LENGTH = 256
 SEARCH_LIMIT = 100_000  # jobs per module that an abbreviated id is looked for among
-ENDED_REGISTRIES = ("finished", "failed", "canceled")  # RQ's names
 MATCHES_SHOWN = 4
 NICE_RANGE = click.IntRange(-20, 19)
 
@@ -93,7 +93,9 @@ async def find(operator: Operator, typed: str) -> JobView | Ended:
         for view in await operator.control.jobs(module, limit=SEARCH_LIMIT)
         if view.job_id.startswith(typed)
     }
-    matches = sorted(live.keys() | await _ended_ids(operator, typed))
+    queues = await queues_of(operator.control)
+    ended = await ended_ids(operator.connection, operator.keys, queues)
+    matches = sorted({*live, *(each for each in ended if each.startswith(typed))})
     if not matches:
         raise _unknown(typed)
     if len(matches) > 1:
@@ -114,18 +116,6 @@ def _check(typed: str) -> None:
             field="id",
             remedy=f"type {SHORT_ID_DIGITS} to {ID_DIGITS} of its digits, as `aios ps` shows them",
         )
-
-
-async def _ended_ids(operator: Operator, typed: str) -> set[str]:
-    return {
-        member.decode()
-        for module in MODULES
-        for name in ENDED_REGISTRIES
-        for member in await operator.connection.execute(
-            "ZRANGE", operator.keys.registry(name, module), 0, -1
-        )
-        if member.startswith(typed.encode())
-    }
 
 
 async def _ended(operator: Operator, job_id: str) -> Ended:
@@ -153,13 +143,19 @@ def kill(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
 
     A running one loses its lease, and its worker is told to stop. IDs may be abbreviated.
     """
+    _apply(syscall_ids, _cancel, "cancelled", as_json=as_json)
+
+
+async def cancel_one(operator: Operator, typed: str) -> tuple[str, Outcome]:
+    """Cancel the syscall whose id begins so, as `aios kill` does; raise as `find_live`."""
+    job = await find_live(operator, typed)
+    [outcome] = await _cancel(operator.control, [job.job_id], parse_module(job.module))
+    return job.job_id, outcome
+
+
+async def _cancel(control: Control, job_ids: list[str], module: Module) -> list[Outcome]:
     error = Cancelled("an operator cancelled it", remedy="send it again if it is still wanted")
-    _apply(
-        syscall_ids,
-        lambda control, ids, module: control.cancel(ids, error, module=module),
-        "cancelled",
-        as_json=as_json,
-    )
+    return await control.cancel(job_ids, error, module=module)
 
 
 @click.command(epilog=EXIT_CODES)

@@ -63,17 +63,24 @@ class Listing(Generic[T]):
         show_table(self.columns, self.rows(things))
 
 
-def rich_table(columns: Sequence[Column], rows: Sequence[Row], *, width: int) -> Table:
-    """Return the table as rich draws it in `width` columns of a terminal.
+def rich_table(
+    columns: Sequence[Column], rows: Sequence[Row], widths: Sequence[int], *, header: bool = True
+) -> Table:
+    """Return the table as rich draws it, with columns of these widths (`fitted_widths`).
 
     A cell that is a state has the state's colour. Rich itself would take room from every column
     alike, so that one long name hides the numbers: here only columns that shrink give way.
     """
     # The box itself puts one space between columns.
     table = Table(
-        box=box.SIMPLE_HEAD, padding=0, pad_edge=False, header_style="bold", show_edge=False
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        header_style="bold",
+        show_edge=False,
+        show_header=header,
     )
-    for column, column_width in zip(columns, fitted_widths(columns, rows, width), strict=True):
+    for column, column_width in zip(columns, widths, strict=True):
         table.add_column(
             column.title,
             justify=column.align,
@@ -125,8 +132,8 @@ def plain_lines(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
 def show_table(columns: Sequence[Column], rows: Sequence[Row]) -> None:
     """Print a table the way the place that it goes to can show it."""
     console = Console()
-    if console.is_terminal:
-        console.print(rich_table(columns, rows, width=console.width))
+    if console.is_terminal and not console.is_dumb_terminal:
+        console.print(rich_table(columns, rows, fitted_widths(columns, rows, console.width)))
     else:
         for line in plain_lines(columns, rows):
             say(line)
@@ -154,7 +161,10 @@ def say(text: str = "", *, nl: bool = True, err: bool = False) -> None:
 
 def write_content(text: str) -> None:
     """Write what somebody keeps: as it is into a file or a pipe, as `say` does on a terminal."""
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    if sys.stdout.isatty():
+        sys.stdout.write(printable(text))
+    else:
+        sys.stdout.buffer.write(text.encode())  # whatever the locale's character set
     sys.stdout.flush()
 
 

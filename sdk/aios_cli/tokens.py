@@ -1,4 +1,4 @@
-"""`aios token`: tokens of agents, and of operators of the HTTP API."""
+"""`aios agents register | token | revoke`: tokens of agents, and of operators of the HTTP API."""
 
 import contextlib
 from collections.abc import Sequence
@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 import click
 
 from aios_broker.access.audit import AuditLine, append_line
+from aios_broker.access.rights import known_agents
 from aios_broker.access.tokens import put_token, revoke_tokens
-from aios_broker.contract.errors import InvalidConfig
+from aios_broker.contract.errors import AlreadyExists, InvalidConfig, UnknownAgent
 from aios_broker.contract.names import check_name
 from aios_broker.contract.tokens import digest, new_token
 from aios_broker.queues.tokens import Identity, Tokens
@@ -35,50 +36,114 @@ def _show(done: TokenDone) -> None:
     say(done.token or f"{plural(done.revoked or 0, 'token')} of {done.agent} taken back")
 
 
-@command(_show)
-@click.argument("agent")
-@click.option("--tenant", default="default", show_default=True, help="Whose agent it is.")
-@click.option(
+_agent = click.argument("agent")
+_tenant = click.option("--tenant", default="default", show_default=True, help="Whose agent it is.")
+_operator = click.option(
     "--operator",
     "is_operator",
     is_flag=True,
-    help="For an operator of the HTTP API who is called AGENT: it opens everything there.",
+    help="Of an operator of the HTTP API who is called AGENT: it opens everything there.",
 )
-@click.option(
+_ttl = click.option(
     "--ttl-s", type=click.FloatRange(min=1.0), help="It is good for so long; else for ever."
 )
-@click.option("--revoke", is_flag=True, help="Make all tokens of AGENT worthless instead.")
-async def token(
-    operator: Operator,
-    agent: str,
-    tenant: str,
-    *,
-    is_operator: bool,
-    ttl_s: float | None,
-    revoke: bool,
-) -> TokenDone:
-    """Issue a token for AGENT and print it, this once.
+
+
+@command(_show)
+@_agent
+@_tenant
+@_ttl
+async def register(operator: Operator, agent: str, tenant: str, ttl_s: float | None) -> TokenDone:
+    """Make a new AGENT known, and print its token, this once.
 
     Whoever comes by the HTTP API carries one, and so does a job that a stock RQ producer enqueues;
-    without it both are refused. The kernel keeps only a digest of it, in Redis and, where
-    AIOS_DATABASE_URL or the running kernel names one, in its database, from where a Redis that was
-    emptied gets it back. Operators' tokens are in Redis alone.
+    without it both are refused.
+
+    \b
+    Examples:
+      aios agents register ada
+      aios agents register ada --tenant acme --ttl-s 86400
+    """  # noqa: D301 - \b keeps click from wrapping
+    whose = _whose(agent, tenant)
+    if await _is_known(whose):
+        raise AlreadyExists(
+            f"{tenant}/{agent} is known already",
+            field="agent",
+            remedy=f"`aios agents token {agent}` makes one more token for it",
+        )
+    return await _issue(operator, whose, ttl_s)
+
+
+@command(_show)
+@_agent
+@_tenant
+@_operator
+@_ttl
+async def token(
+    operator: Operator, agent: str, tenant: str, *, is_operator: bool, ttl_s: float | None
+) -> TokenDone:
+    """Make one more token for AGENT, which is known, and print it, this once.
+
+    The kernel keeps only a digest of it, in Redis and, where AIOS_DATABASE_URL or the running
+    kernel names one, in its database, from where a Redis that was emptied gets it back. Operators'
+    tokens are in Redis alone.
     """
+    whose = _whose(agent, tenant, is_operator=is_operator)
+    await _require_known(whose)
+    return await _issue(operator, whose, ttl_s)
+
+
+@command(_show)
+@_agent
+@_tenant
+@_operator
+async def revoke(operator: Operator, agent: str, tenant: str, *, is_operator: bool) -> TokenDone:
+    """Make all tokens of AGENT worthless, from its next request on."""
+    whose = _whose(agent, tenant, is_operator=is_operator)
+    await _require_known(whose)
+    digests = await note_token(whose.agent, whose.tenant, None, None)
+    tokens = Tokens(operator.connection, operator.keys)
+    revoked = await tokens.revoke_all(whose.agent, whose.tenant)
+    return TokenDone(whose.agent, whose.tenant, revoked=max(revoked, len(digests)))
+
+
+def _whose(agent: str, tenant: str, *, is_operator: bool = False) -> Identity:
+    """Return whose tokens are meant."""
     check_name("agent", agent)
     check_name("tenant", tenant)
     if is_operator:
-        agent, tenant = f"operator:{agent}", ""
-    tokens = Tokens(operator.connection, operator.keys)
-    if revoke:
-        digests = await note_token(agent, tenant, None, None)
-        revoked = await tokens.revoke_all(agent, tenant)
-        return TokenDone(agent, tenant, revoked=max(revoked, len(digests)))
+        return Identity(f"operator:{agent}", "", None, "operator")
+    return Identity(agent, tenant, None, "agent")
+
+
+async def _require_known(whose: Identity) -> None:
+    """Refuse a name that may be a slip: of an agent that nobody has registered."""
+    if whose.scope == "agent" and await _is_known(whose) is False:
+        raise UnknownAgent(
+            f"tenant {whose.tenant!r} has no agent {whose.agent!r}",
+            field="agent",
+            remedy=f"`aios agents register {whose.agent}` makes it known; "
+            "`aios agents list` shows those that are",
+        )
+
+
+async def _is_known(whose: Identity) -> bool | None:
+    """Tell whether the database knows an agent; None: the kernel keeps none."""
+    try:
+        opened = kernel_store()
+    except InvalidConfig:
+        return None
+    async with contextlib.aclosing(opened) as store, store.as_steward() as cursor:
+        return bool(await known_agents(cursor, whose.tenant, whose.agent, limit=1))
+
+
+async def _issue(operator: Operator, whose: Identity, ttl_s: float | None) -> TokenDone:
     issued = new_token()
-    await note_token(agent, tenant, digest(issued), ttl_s)
+    await note_token(whose.agent, whose.tenant, digest(issued), ttl_s)
     expires_at = None if ttl_s is None else datetime.now(UTC).timestamp() + ttl_s
-    identity = Identity(agent, tenant, expires_at, "operator" if is_operator else "agent")
-    await tokens.put(digest(issued), identity)
-    return TokenDone(agent, tenant, issued)
+    identity = Identity(whose.agent, whose.tenant, expires_at, whose.scope)
+    await Tokens(operator.connection, operator.keys).put(digest(issued), identity)
+    return TokenDone(whose.agent, whose.tenant, issued)
 
 
 async def note_token(

@@ -45,7 +45,7 @@ async def ui(operator: Operator, name: str | None, url: str | None, *, no_open: 
     """Open the kernel's page as an operator, logged in for twelve hours.
 
     The link that it prints works once, within two minutes. Who has none, on another machine, logs
-    in with a token: `aios token NAME --operator`, or an agent's own.
+    in with a token: `aios agents token NAME --operator`, or an agent's own.
 
     \b
     Examples:

@@ -12,6 +12,7 @@ from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import KernelError
 from aios_broker.queues.functions import Functions
 from aios_broker.views.why import Ended, explain, explain_ended, surroundings
+from aios_broker.views.words import moment, seconds
 from aios_cli.approvals import kernel_store
 from aios_cli.session import Operator, command
 from aios_cli.syscalls import find
@@ -22,10 +23,21 @@ def _show(found: Mapping[str, Any]) -> None:
     say(f"{found['job_id']}: {found['rule']}\n{found['text']}")
     if found["remedy"]:
         say(f"Remedy: {found['remedy']}")
-    numbers = {name: value for name, value in found["numbers"].items() if value is not None}
-    width = max(map(len, numbers), default=0)
-    for name, value in numbers.items():
+    lines = [worded(*number) for number in found["numbers"].items() if number[1] is not None]
+    width = max((len(name) for name, _ in lines), default=0)
+    for name, value in lines:
         say(f"  {name.ljust(width)}  {value}")
+
+
+def worded(name: str, value: float | str) -> tuple[str, str]:
+    """Return a number as people read it: its unit stands at the number, not in its name."""
+    stem, _, unit = name.rpartition("_")
+    words = (stem if unit in ("s", "ms") else name).replace("_", " ")
+    if isinstance(value, str) or unit not in ("s", "ms"):
+        return words, str(value)
+    if stem.endswith("_at"):
+        return words, f"{moment(value)} UTC"
+    return words, seconds(value / 1000 if unit == "ms" else value)
 
 
 @command(_show)
@@ -39,7 +51,7 @@ async def why(operator: Operator, syscall_id: str) -> dict[str, Any]:
     \b
     Examples:
       aios why 3f2a91bc
-      aios why 3f2a91bc --json
+      aios why 3f2a91bc --json | jq .numbers.waited_s
     """  # noqa: D301 - \b keeps click from wrapping
     found = await find(operator, syscall_id)
     if isinstance(found, Ended):

@@ -123,7 +123,7 @@ class Call(Handle[Answer]):
     def _out_of_time(self) -> WaitTimeout:
         return WaitTimeout(
             "no answer in the time given; the syscall itself goes on",
-            remedy="wait again, or attach to it by its id",
+            remedy=f"wait again: call.result(timeout_s=...); elsewhere me.call({self.id!r})",
             syscall_id=self.id,
         )
 

@@ -28,6 +28,7 @@ from aios_broker.contract.storage import (
 )
 from aios_broker.contract.syscall import (
     DEFAULT_DEADLINE_S,
+    EXPECTED,
     MAX_DEADLINE_S,
     Body,
     Syscall,
@@ -35,6 +36,7 @@ from aios_broker.contract.syscall import (
     encode_syscall,
 )
 from aios_broker.contract.tokens import new_token
+from aios_sdk.openai_words import refuse_other_options, tool, tool_choice, turn
 from aios_sdk.tracing import current_traceparent
 
 Messages = str | Sequence[Message | Mapping[str, object]]
@@ -91,15 +93,24 @@ class ChatOptions(TypedDict, total=False):
     length_penalty: float
     format: Format | Mapping[str, object] | None
     tools: Sequence[Tool | Mapping[str, object]]
-    tool_choice: str
+    tool_choice: str | Mapping[str, object]
     lora: str | None
     overflow: Literal["refuse", "compact", "shorten"]
     context: str | None
 
 
 def chat_body(messages: Messages, **fields: Unpack[ChatOptions]) -> RawBody:
-    """Generate the next message of a conversation; a plain string is one user message."""
-    return {**fields, "type": "llm.chat", "messages": _turns(messages)}
+    """Generate the next message of a conversation; a plain string is one user message.
+
+    Messages and tools may also be dicts as OpenAI's API has them.
+    """
+    body = {**fields, "type": "llm.chat", "messages": _turns(messages)}
+    refuse_other_options(body)
+    if "tools" in body:
+        body["tools"] = _each(tool, fields["tools"])
+    if "tool_choice" in body:
+        body["tool_choice"] = tool_choice(fields["tool_choice"])
+    return body
 
 
 def embed_body(texts: str | Sequence[str], *, core: str | None = None) -> RawBody:
@@ -118,7 +129,13 @@ def count_body(
     """Count how many tokens each text adds to a prompt, and what a chat has for one."""
     listed = [texts] if isinstance(texts, str) else texts
     turns = _turns(messages)
-    return {"type": "llm.count", "texts": listed, "core": core, "messages": turns, "tools": tools}
+    return {
+        "type": "llm.count",
+        "texts": listed,
+        "core": core,
+        "messages": turns,
+        "tools": _each(tool, tools),
+    }
 
 
 def context_set_body(
@@ -222,23 +239,24 @@ def encoded(content: str | bytes) -> tuple[str, Encoding]:
     return content, "utf-8"
 
 
-def call_body(
-    build: Callable[..., RawBody | Body], *args: object, **kwargs: object
-) -> RawBody | Body:
-    """Return the body that these arguments of a verb make."""
+Build = Callable[..., RawBody | Body]
+
+
+def call_body(path: str, build: Build, *args: object, **kwargs: object) -> RawBody | Body:
+    """Return the body that these arguments of the verb at a path such as `llm.chat` make."""
     try:
         return build(*args, **kwargs)
     except TypeError as error:
         raise InvalidSyscall(
-            f"wrong arguments: {error}", field="body", remedy="see help() of the call"
+            f"wrong arguments: {error}", field="body", remedy=f"help(me.{path}) lists them"
         ) from error
 
 
-def item_body(build: Callable[..., RawBody | Body], item: Item) -> RawBody | Body:
+def item_body(path: str, build: Build, item: Item) -> RawBody | Body:
     """Return the body of one call of a map."""
     if not isinstance(item, str) and isinstance(item, Mapping):
-        return call_body(build, **item)
-    return call_body(build, item)
+        return call_body(path, build, **item)
+    return call_body(path, build, item)
 
 
 def build_syscall(
@@ -277,10 +295,21 @@ def build_syscall(
             field="body",
             remedy="use strings, numbers, lists and dicts",
         ) from error
-    syscall = decode_syscall(data)
+    try:
+        syscall = decode_syscall(data)
+    except InvalidSyscall as error:
+        if error.remedy == EXPECTED:
+            error.remedy = f"help(me.{_kind(body)}) tells what"
+        raise
     if len(data) > MAX_TEXT_BYTES:
         encode_syscall(syscall)  # which refuses it, with the numbers
     return syscall
+
+
+def _kind(body: object) -> str:
+    if isinstance(body, msgspec.Struct):
+        return str(body.__struct_config__.tag)
+    return str(body.get("type")) if isinstance(body, Mapping) else "llm.chat"
 
 
 def check_options(options: Options) -> Options:
@@ -317,7 +346,14 @@ def check_id(syscall_id: str) -> str:
 
 
 def _turns(messages: Messages) -> object:
-    return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    return _each(turn, messages)
+
+
+def _each(taken: Callable[[object], object], several: object) -> object:
+    """Return a list of what each is taken for; what is no list is left for the contract."""
+    return list(map(taken, several)) if isinstance(several, Sequence) else several
 
 
 def _id(options: Options, ids: Ids, index: int | None) -> str:

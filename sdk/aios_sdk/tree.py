@@ -24,7 +24,9 @@ from aios_broker.contract.reply import (
 )
 from aios_broker.contract.syscall import Body, Syscall
 from aios_sdk.call import Batch, Call, Stream, SyncCall, SyncStream
+from aios_sdk.help_text import help_text
 from aios_sdk.loop_thread import LoopThread
+from aios_sdk.openai_words import STREAM
 from aios_sdk.requests import (
     Item,
     Options,
@@ -73,29 +75,34 @@ class Submitter(Protocol):
 class AsyncVerbs(Generic[Arguments, Answer]):
     """One syscall of the tree. All verbs submit when they are called, not when awaited."""
 
-    def __init__(self, agent: Submitter, build: Callable[Arguments, RawBody | Body]) -> None:
+    def __init__(
+        self, agent: Submitter, path: str, build: Callable[Arguments, RawBody | Body]
+    ) -> None:
         self._agent = agent
+        self._path = path  # such as `memory.search`
         self._build = build
         functools.update_wrapper(self, build)
+        self.__name__ = self.__qualname__ = path
+        self.__doc__ = help_text(path, build)
 
     def __repr__(self) -> str:
-        config = getattr(self._build, "__struct_config__", None)
-        named = self._build.__name__.removesuffix("_body") if config is None else config.tag
-        return f"<{named} of {self._agent!r}>"
+        return f"<{self._path} of {self._agent!r}>"
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Call[Answer]:
         """Submit; `await` what is returned for the result."""
-        body = call_body(self._build, *args, **kwargs)
-        agent = self._agent
-        return agent._start(build_syscall(agent.options, body, agent._ids))
+        if kwargs.get("stream"):
+            raise InvalidSyscall("it returns an answer whole", field="body.stream", remedy=STREAM)
+        return self.start(*args, **kwargs)
 
     def start(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Call[Answer]:
         """Submit, and return the handle."""
-        return self(*args, **kwargs)
+        body = call_body(self._path, self._build, *args, **kwargs)
+        agent = self._agent
+        return agent._start(build_syscall(agent.options, body, agent._ids))
 
     def stream(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Stream[Answer]:
         """Submit, and return the text piece by piece; `.result` is there at the end."""
-        body = call_body(self._build, *args, **kwargs)
+        body = call_body(self._path, self._build, *args, **kwargs)
         agent = self._agent
         syscall = build_syscall(agent.options, body, agent._ids, stream=True)
         return Stream(agent._start(syscall))
@@ -109,7 +116,7 @@ class AsyncVerbs(Generic[Arguments, Answer]):
         stand among the results instead. At most `concurrency` are under way; None: all at once.
         """
         options, ids = self._agent.options, self._agent._ids
-        bodies = [item_body(self._build, item) for item in items]
+        bodies = [item_body(self._path, self._build, item) for item in items]
         syscalls = [build_syscall(options, body, ids, index=at) for at, body in enumerate(bodies)]
         if concurrency is not None and concurrency < 1:
             raise InvalidSyscall(
@@ -186,6 +193,7 @@ class Kind(Generic[Arguments, Answer]):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
+        self._path = f"{owner.__name__.lower()}.{name}"
 
     @overload
     def __get__(self, tree: None, owner: type) -> Self: ...
@@ -199,7 +207,7 @@ class Kind(Generic[Arguments, Answer]):
         """Return the verbs of this kind, made when they are first asked for."""
         if tree is None:
             return self
-        verbs: AsyncVerbs[Arguments, Answer] = AsyncVerbs(tree._agent, self._build)
+        verbs: AsyncVerbs[Arguments, Answer] = AsyncVerbs(tree._agent, self._path, self._build)
         made = verbs if tree._thread is None else Verbs(verbs, tree._thread)
         tree.__dict__[self._name] = made
         return made

@@ -121,7 +121,7 @@ def test_ps_and_why_tell_who_runs_and_who_waits(settings: dict[str, str]) -> Non
     assert why["rule"] == "order"
     assert "1 of 1 slot busy" in why["text"]
     assert "writer" in why["text"]
-    assert (why["numbers"]["position"], why["numbers"]["policy"]) == ("1 of 1", "fifo")
+    assert (why["numbers"]["position"], why["numbers"]["policy"]) == (1, "fifo")
     assert why["numbers"]["scheduler"] != "none lives: the last order, then arrival"
     assert shown(settings, "why", first)["rule"] == "running"
 
@@ -193,7 +193,7 @@ def test_nice_is_seen_in_ps(settings: dict[str, str]) -> None:
         (("why", "0123456789abcdef"), "unknown-syscall", "id"),
         (("why", "short"), "invalid-syscall", "id"),
         (("kill", "f" * 32), "unknown-syscall", "id"),
-        (("token", "a b"), "invalid-syscall", "agent"),
+        (("agents", "register", "a b"), "invalid-syscall", "agent"),
     ],
 )
 def test_bad_input_is_a_typed_error_with_field_and_remedy(
@@ -271,8 +271,9 @@ def test_top_on_a_terminal_ends_with_q_and_gives_it_back(settings: dict[str, str
 
 
 def test_a_token_is_issued_once_and_differs_each_time(settings: dict[str, str]) -> None:
-    first, second = (shown(settings, "token", "writer") for _ in "12")
-    assert first["agent"] == "writer"
+    first = shown(settings, "agents", "register", "token-holder")
+    second = shown(settings, "agents", "token", "token-holder")
+    assert first["agent"] == second["agent"] == "token-holder"
     assert first["token"].startswith("aios_")
     assert first["token"] != second["token"]
 
@@ -319,6 +320,23 @@ def test_the_journal_tells_what_happened(settings: dict[str, str]) -> None:
     only = aios(settings, "journal", "-a", "scribe", "-e", "finish", "--json").stdout
     assert json.loads(only)["event"] == "finish"
     assert aios(settings, "journal", "-a", "nobody").stdout == ""
+
+
+def test_a_run_is_written_as_a_trace(settings: dict[str, str], tmp_path: Path) -> None:
+    for _ in range(2):
+        aios(settings, "submit", "--tool", "echo", "--agent", "tracer", "--program", "run", "x")
+    file = tmp_path / "run.json"
+    wrote = aios(settings, "export", "trace", str(file), "--agent", "tracer", "--program", "run")
+    assert "2 syscalls, 2 slices" in wrote.stdout
+    spans = [one for one in json.loads(file.read_text())["traceEvents"] if one["ph"] == "X"]
+    assert sorted(one["cat"] for one in spans) == sorted(["syscall", "wait", "slice", "slot"] * 2)
+
+    piped = aios(settings, "export", "trace", "-", "--agent", "tracer").stdout
+    assert len([one for one in json.loads(piped)["traceEvents"] if one["ph"] == "X"]) == len(spans)
+    nothing = aios(settings, "export", "trace", str(file), "--program", "no-such")
+    assert (nothing.exit_code, "unknown-syscall" in nothing.stderr) == (4, True)
+    nowhere = aios(settings, "export", "trace", str(tmp_path / "no" / "x"), "--agent", "tracer")
+    assert (nowhere.exit_code, "invalid-config: FILE" in nowhere.stderr) == (2, True)
 
 
 def test_half_a_history_is_refused(settings: dict[str, str], tmp_path: Path) -> None:

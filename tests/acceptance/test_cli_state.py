@@ -314,7 +314,7 @@ def test_groups_and_grants(settings: dict[str, str]) -> None:
 
 
 def test_a_token_is_in_the_database_too_and_in_the_audit_log(settings: dict[str, str]) -> None:
-    issued = done(settings, "token", "kim").strip()
+    issued = done(settings, "agents", "register", "kim").strip()
     with psycopg.connect(settings["AIOS_DATABASE_URL"].replace("+psycopg", "")) as connection:
         connection.execute("SET ROLE aios_steward")
         entered = connection.execute("SELECT FROM agent_token WHERE digest = %s", (digest(issued),))

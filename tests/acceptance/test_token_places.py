@@ -40,7 +40,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKernel]
 
 def used_tokens(kernel: EmbeddedKernel) -> list[str]:
     """Let agents with tokens do what they do; return the tokens."""
-    issued = aios(kernel, "token", "ada").strip()
+    issued = aios(kernel, "agents", "register", "ada").strip()
     with Agent("ada", token=issued, url=kernel.redis_url) as ada:
         assert ada.tool.echo("hi").text == "hi"
         note = ada.memory.add("a note")
@@ -62,7 +62,7 @@ def used_tokens(kernel: EmbeddedKernel) -> list[str]:
 
 def stock_tokens(kernel: EmbeddedKernel) -> list[str]:
     """Enqueue by stock RQ, rightly and wrongly; return the tokens once the jobs have ended."""
-    issued = aios(kernel, "token", "carl").strip()
+    issued = aios(kernel, "agents", "register", "carl").strip()
     request = {"agent": "carl", "token": issued, "body": {"type": "tool.echo", "text": "rq"}}
     with redis.Redis.from_url(kernel.redis_url) as client:
         queue = Queue("tool", connection=client, serializer=JSONSerializer)

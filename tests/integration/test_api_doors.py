@@ -67,6 +67,7 @@ def test_what_is_public_is_only_what_should_be() -> None:
         "GET /reference",
         "GET /reference.css",
         "GET /v1/links/{link}",
+        "GET /.well-known/agent-card.json",
     }
 
 
@@ -125,6 +126,10 @@ def a_response(api: ApiScene) -> str:
     return found
 
 
+def an_agent(_api: ApiScene) -> str:
+    return "ada"
+
+
 IDS: Mapping[str, Callable[[ApiScene], str]] = {
     "GET /v1/syscalls/{id}": a_syscall,
     "GET /v1/syscalls/{id}/wait": a_syscall,
@@ -138,6 +143,8 @@ IDS: Mapping[str, Callable[[ApiScene], str]] = {
     "DELETE /v1/responses/{id}": a_response,
     "POST /v1/responses/{id}/cancel": a_response,
     "GET /v1/responses/{id}/input_items": a_response,
+    "POST /a2a/agents/{agent:path}": an_agent,
+    "GET /a2a/agents/{agent:path}/.well-known/agent-card.json": an_agent,
 }
 # What is written at a path is the caller's; models are everybody's.
 OWN_PLACES = frozenset(["PUT /v1/files/{path:path}", "GET /v1/models/{id:path}"])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.api_scene import ApiScene
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("how-to-http.md", "how-to-gateway.md")
+PAGES = ("how-to-http.md", "how-to-gateway.md", "how-to-a2a.md")
 ENDINGS = {"sh": "sh", "python": "py", "js": "mjs"}
 INTERPRETERS = {"sh": ["bash", "-eu", "-o", "pipefail"], "python": [sys.executable], "js": ["node"]}
 LIMIT_S = 50

@@ -171,7 +171,7 @@ async def test_what_they_are_is_said_and_no_secret(redis_url: str, door: Door) -
         assert repr(me).startswith(
             "<AsyncAgent 'writer', tenant 'default', program 'main', open to"
         )
-        assert repr(me.llm.chat).startswith("<chat of <AsyncAgent 'writer'")
+        assert repr(me.llm.chat).startswith("<llm.chat of <AsyncAgent 'writer'")
         assert repr(me.memory.alloc).startswith("<memory.alloc of ")
         async with me.llm.chat.stream("a story") as stream:
             await stream.call.accepted()

@@ -24,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run as a script, the checkout is not on the path
 
+from tests.mutants.a2a import A2A_MUTANTS  # noqa: E402
 from tests.mutants.admission import ADMISSION_MUTANTS  # noqa: E402
 from tests.mutants.api import API_MUTANTS  # noqa: E402
 from tests.mutants.audit import AUDIT_MUTANTS  # noqa: E402
@@ -50,6 +51,7 @@ MUTANTS = (
     *BROKER_MUTANTS,
     *ADMISSION_MUTANTS,
     *GATEWAY_MUTANTS,
+    *A2A_MUTANTS,
     *ORDER_MUTANTS,
     *ROUTING_MUTANTS,
     *WORKER_MUTANTS,

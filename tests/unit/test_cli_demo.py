@@ -1,5 +1,8 @@
 """The demo's load, figures and verdict, from runs made by hand."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from aios_broker.contract.errors import WorkerLost
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult, Reply, Timings, Usage, failure
 from aios_broker.ledger.journal import Position, Transition
+from aios_cli.demo.cpu_share import CpuTimes, cpu_times, others_share
 from aios_cli.demo.load import Ask, DemoAgent, demo_agents, syscall_of
 from aios_cli.demo.report import (
     Report,
@@ -20,6 +24,7 @@ from aios_cli.demo.report import (
     promises_kept,
     table_of,
 )
+from aios_cli.demo.rounds import best_of
 from aios_cli.demo.run import Answer, PolicyRun, slices_of
 
 STORY = Ask("story", "Tell a story.", 100, 0.0, 1)
@@ -127,7 +132,7 @@ def test_the_report_has_the_agreed_shape() -> None:
     }
     assert set(written) == {"policies", "machine", "versions"}
     for policy in ("rr", "fifo"):
-        assert set(written["policies"][policy]) == agreed | {"short_wait_p90_s"}
+        assert set(written["policies"][policy]) == agreed | {"short_wait_p90_s", "others_cpu_share"}
 
 
 def test_the_closing_table_has_a_column_per_policy() -> None:
@@ -177,3 +182,29 @@ def test_the_chart_is_a_png_with_few_agents_and_with_many(tmp_path: Path, agents
 
     draw([drawn, PolicyRun("fifo", makespan_s=1.0)], tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_others_took_of_the_processors_is_what_was_neither_idle_nor_ours() -> None:
+    before, after = CpuTimes(all=1000, busy=500, ours=100), CpuTimes(all=1400, busy=800, ours=300)
+    assert others_share(before, after) == 0.25
+    assert others_share(before, before) is None
+    assert others_share(None, after) is None
+
+
+def test_our_own_work_and_that_of_our_children_is_not_others() -> None:
+    before = cpu_times()
+    burn = "import time\nuntil = time.process_time() + 0.3\nwhile time.process_time() < until: pass"
+    subprocess.run([sys.executable, "-c", burn], check=True, timeout=30)
+    after = cpu_times()
+    assert before is not None
+    assert after is not None
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+    assert after.ours - before.ours >= 0.25 * ticks_per_s
+
+
+def test_the_least_disturbed_run_counts_and_every_comparison() -> None:
+    noisy, quiet = run("rr", [], identical=3, compared=4), run("rr", [], identical=2, compared=2)
+    noisy.others_share, quiet.others_share = 0.4, 0.02
+    best = best_of([noisy, quiet])
+    assert best is quiet
+    assert (best.identical, best.compared) == (5, 6)

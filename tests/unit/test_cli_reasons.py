@@ -14,6 +14,7 @@ from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.quota import Barrier, Subject
 from aios_broker.queues.records import JobMetadata, JobView, PolicyRow, Uncut
 from aios_broker.views.why import Ended, Surroundings, explain, explain_ended
+from aios_cli.why import worded
 
 WORKER = WorkerView("llm-1", "llm", slots=2, cores=("small",), state="busy", heartbeat_age_s=0.5)
 
@@ -59,15 +60,15 @@ def test_the_order_is_the_reason_when_all_slots_are_busy() -> None:
     assert "2 of 2 slots busy" in found.text
     assert "1 syscall goes before it" in found.text
     assert "agent-1" in found.text
-    assert found.numbers["position"] == "2 of 2"
-    assert found.numbers["free slots"] == 0
-    assert (found.numbers["score"], found.numbers["head's score"]) == (250.0, 100.0)
-    assert found.numbers["deadline in"] == "9 min 40 s"
+    assert (found.numbers["position"], found.numbers["waiting"]) == (2, 2)
+    assert found.numbers["free_slots"] == 0
+    assert (found.numbers["score"], found.numbers["head_score"]) == (250.0, 100.0)
+    assert found.numbers["deadline_in_s"] == 580.0
 
 
 def test_a_free_slot_makes_it_next() -> None:
     found = explain(WAITING[0], replace(BUSY, jobs=[RUNNING[0], *WAITING]))
-    assert (found.rule, found.numbers["free slots"]) == ("next", 1)
+    assert (found.rule, found.numbers["free_slots"]) == ("next", 1)
 
 
 def test_free_slots_that_go_to_others_before_it_are_no_reason() -> None:
@@ -110,11 +111,11 @@ def test_a_parked_one_says_what_a_person_has_to_decide() -> None:
     found = explain(job(7, "parked"), replace(BUSY, approval=asked))
     assert "delete /x" in found.text
     assert found.numbers["approval"] == asked.id
-    assert found.numbers["expires at"] == "1970-01-01 00:01:00"
+    assert found.numbers["expires_at_s"] == 60.0
     decided = msgspec.structs.replace(asked, state="approved", decided_by="boss")
     found = explain(job(7, "parked"), replace(BUSY, approval=decided))
     assert "approved" in found.text
-    assert found.numbers["decided by"] == "boss"
+    assert found.numbers["decided_by"] == "boss"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_an_ended_one_tells_its_error_and_its_times() -> None:
 
     answered = Reply("0" * 32, timings=Timings(queued_s=2.0, ran_s=1.0, slices=3, attempts=3))
     numbers = explain_ended(Ended("0" * 32, "finished", answered)).numbers
-    assert (numbers["waited"], numbers["slices"]) == ("2.0 s", 3)
+    assert (numbers["waited_s"], numbers["slices"]) == (2.0, 3)
 
 
 def test_a_resource_says_who_holds_it_and_whom_it_is_owed_to() -> None:
@@ -195,19 +196,48 @@ NO_ROOM = Uncut(slice_s=0.5, resume_s=0.02, least_s=9.0, contexts=5, fits=4)
 def test_a_running_one_tells_the_price_of_its_cut() -> None:
     found = explain(replace(RUNNING[0], uncut=DEAR), BUSY)
     assert "resuming it costs 250 ms, so it pays after 2.5 s" in found.text
-    assert found.numbers["resume cost ms"] == 250
-    assert found.numbers["slice ms"] == 400
-    assert found.numbers["a cut pays after ms"] == 2500
+    assert found.numbers["resume_ms"] == 250
+    assert found.numbers["slice_ms"] == 400
+    assert found.numbers["cut_pays_after_ms"] == 2500
 
 
 def test_a_waiting_one_tells_of_a_memory_that_is_full() -> None:
     running = [RUNNING[0], replace(RUNNING[1], uncut=NO_ROOM)]
     found = explain(WAITING[0], replace(BUSY, jobs=[*running, *WAITING]))
     assert "5 contexts are begun and 4 fit the memory" in found.text
-    assert found.numbers["contexts"] == "5 of 4"
+    assert (found.numbers["contexts"], found.numbers["contexts_that_fit"]) == (5, 4)
 
 
 def test_where_nobody_is_cut_anyway_it_tells_nothing_of_it() -> None:
     running = [replace(RUNNING[0], uncut=DEAR)]
     around = replace(BUSY, policy=PolicyRow("fifo", "none"), jobs=[*running, *WAITING])
     assert "contexts" not in explain(WAITING[0], around).numbers
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (("waited_s", 12.0), ("waited", "12.0 s")),
+        (("resume_ms", 250), ("resume", "250 ms")),
+        (("expires_at_s", 60.0), ("expires at", "1970-01-01 00:01:00 UTC")),
+        (("free_slots", 0), ("free slots", "0")),
+        (("scheduler", "host-1"), ("scheduler", "host-1")),
+    ],
+)
+def test_a_person_reads_the_unit_at_the_number(
+    number: tuple[str, float | str], words: tuple[str, str]
+) -> None:
+    assert worded(*number) == words
+
+
+@pytest.mark.parametrize(
+    ("subject", "around"), [(WAITING[1], BUSY), (RUNNING[0], BUSY), (job(6, "held"), BUSY)]
+)
+def test_programs_find_a_units_name_in_each_key_and_no_text_in_place_of_a_number(
+    subject: JobView, around: Surroundings
+) -> None:
+    numbers = explain(subject, around).numbers
+
+    assert all(name.replace("_", "a").isalnum() and name.islower() for name in numbers)
+    texts = {name for name, value in numbers.items() if isinstance(value, str)}
+    assert texts <= {"state", "module", "agent", "program", "worker", "policy", "core", "scheduler"}

@@ -8,7 +8,7 @@ from rich.console import Console
 from aios_broker.contract.syscall import State
 from aios_broker.queues.records import JobMetadata, JobView
 from aios_cli.ps import JOBS, summary
-from aios_cli.tables import Column, plain_lines, rich_table
+from aios_cli.tables import Column, fitted_widths, plain_lines, rich_table
 
 
 def job(state: State = "queued", **fields: object) -> JobView:
@@ -60,7 +60,8 @@ def test_ps_fits_80_columns_whatever_the_names() -> None:
         job("running", metadata=metadata, worker="host.example.org.12345.llm", slices=3),
     ]
     terminal = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    terminal.print(rich_table(JOBS.columns, JOBS.rows(jobs), width=80))
+    rows = JOBS.rows(jobs)
+    terminal.print(rich_table(JOBS.columns, rows, fitted_widths(JOBS.columns, rows, 80)))
 
     drawn = terminal.file.getvalue()  # type: ignore[attr-defined]
     lines = drawn.splitlines()

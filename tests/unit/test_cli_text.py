@@ -41,9 +41,7 @@ def test_a_line_a_cell_and_a_value_do_nothing(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_table_of_a_terminal_is_text() -> None:
-    [cells] = [
-        list(column.cells) for column in rich_table((Column("A"),), [(EVIL,)], width=40).columns
-    ]
+    [cells] = [list(column.cells) for column in rich_table((Column("A"),), [(EVIL,)], [40]).columns]
     assert "\x1b" not in str(cells)
 
 

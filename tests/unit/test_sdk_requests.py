@@ -84,11 +84,11 @@ def test_what_is_no_json_is_refused() -> None:
 
 def test_wrong_arguments_of_a_verb_are_refused() -> None:
     with pytest.raises(InvalidSyscall, match="txt"):
-        call_body(echo_body, txt="x")
+        call_body("tool.echo", echo_body, txt="x")
     with pytest.raises(InvalidSyscall, match="messages"):
-        call_body(chat_body)
+        call_body("llm.chat", chat_body)
     with pytest.raises(InvalidSyscall):
-        item_body(chat_body, {"message": "typo"})
+        item_body("llm.chat", chat_body, {"message": "typo"})
 
 
 def test_too_large_a_syscall_is_refused_with_the_numbers() -> None:

@@ -6,6 +6,7 @@ answers it.
 """
 
 import contextlib
+import difflib
 import hashlib
 import math
 import os
@@ -147,6 +148,13 @@ Body = LlmBody | StateBody | ToolEcho
 _BODIES: tuple[type[Body], ...] = get_args(Body)
 _KIND_OF: dict[type[Body], str] = {body: str(body.__struct_config__.tag) for body in _BODIES}
 KINDS: tuple[str, ...] = tuple(_KIND_OF.values())
+_BODY_OF = {kind: body for body, kind in _KIND_OF.items()}
+EXPECTED = "give what is expected there"  # a door says where its own users read of that
+
+
+def body_of_kind(kind: str) -> type[Body] | None:
+    """Return the body that has this tag, such as `memory.add`; None: there is none."""
+    return _BODY_OF.get(kind)
 
 
 def module_of(kind: str) -> str:
@@ -263,7 +271,7 @@ def encode_syscall(syscall: Syscall) -> bytes:
         raise InvalidSyscall(
             f"it cannot be written as JSON: {error}",
             field="body",
-            remedy="build it of the types that docs/reference.md names, with valid Unicode text",
+            remedy="build it of strings, numbers, lists and dicts, with valid Unicode text",
             syscall_id=syscall.id,
         ) from error
     if len(data) > MAX_TEXT_BYTES:
@@ -421,13 +429,27 @@ def _explain(data: bytes | str, error: Exception) -> KernelError:
     if isinstance(kind, str) and kind not in KINDS:
         return unknown_kind(kind, syscall_id)
     message, field = decode_failure(error)
-    names_somebody = field.rpartition(".")[2] in ("agent", "tenant", "owner")
     return InvalidSyscall(
         message,
         field=field or "syscall",
-        remedy=NAME_RULE if names_somebody else "see its type and range in docs/reference.md",
+        remedy=_remedy(message, field, kind),
         syscall_id=syscall_id,
     )
+
+
+def _remedy(message: str, field: str, kind: object) -> str:
+    above, _, name = field.rpartition(".")
+    if name in ("agent", "tenant", "owner"):
+        return NAME_RULE
+    if "missing required" in message:
+        return "add it"
+    if "unknown field" in message and above == "body" and isinstance(kind, str):
+        names = [each.name for each in msgspec.structs.fields(_BODY_OF[kind])]
+        near = difflib.get_close_matches(name, names, 1)
+        return (
+            "".join(f"did you mean `{each}`? " for each in near) + f"{kind} has {', '.join(names)}"
+        )
+    return EXPECTED
 
 
 def decode_failure(error: Exception) -> tuple[str, str]:

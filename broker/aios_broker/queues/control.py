@@ -14,6 +14,7 @@ from aios_broker.queues.order import ROUTED
 from aios_broker.queues.quota import Subject, suspended
 from aios_broker.queues.records import (
     CoreView,
+    JobMetadata,
     JobView,
     PolicyRow,
     QueueView,
@@ -185,6 +186,11 @@ class Control(Steps):
                 return _job_view(module, rows[0])
         return None
 
+    async def metadata(self, job_id: str) -> JobMetadata | None:
+        """Return what is known of a job, also once it has ended; None: it has no record left."""
+        found = await self._execute("HGET", self.keys.job(job_id), "aios_metadata")
+        return None if found is None else read_metadata(found)
+
     async def queue(self, module: Module) -> QueueView:
         """Return one module's queue at a glance."""
         row = QueueRow(*await self._call("look", module, ["queue"]))
@@ -291,6 +297,7 @@ def _job_view(module: str, answer: Answer) -> JobView:
         queued_s=row.queued_ms / 1000,
         ran_s=row.ran_ms / 1000,
         age_s=row.age_ms / 1000,
+        submitted_at_s=row.submitted_ms / 1000,
         deadline_in_s=None if row.deadline_ms is None else row.deadline_ms / 1000,
         position=row.position,
         score=None if row.score is None else float(row.score),

@@ -21,6 +21,6 @@ def unserved_core(core: str, silent_s: float) -> UnknownCore:
         f"no worker serves the core {core!r}, for {silent_s:.0f} s now: by the policy such "
         "syscalls are refused",
         field="body.core",
-        remedy="start its worker, name another core, or let syscalls wait "
+        remedy="name another core, or have an operator start its worker or let syscalls wait "
         "(`aios policy --unserved wait`)",
     )

@@ -292,7 +292,8 @@ class Order(ModuleSteps):
         """Put back the jobs whose lease ran out; quarantine those that lost too many workers."""
         lost = WorkerLost(
             "its workers died as often as it may be tried; the job is quarantined",
-            remedy="see `aios queues` and the workers' logs; send it again under a new id",
+            remedy="send it again under a new id; an operator sees why in the workers' logs "
+            "(`aios queues`, `aios status`)",
         )
         return await self._sweep("reclaim", epoch, lost, limit)
 

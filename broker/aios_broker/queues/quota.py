@@ -302,13 +302,14 @@ def _over_quota(answer: Sequence[Answer]) -> QuotaExceeded:
             field=f"quota.{barrier.limit}",
             retry_after_s=barrier.opens_in_s,
             remedy=f"send it again when the {window} is over (UTC), or use a core without a price; "
-            "`aios quota` shows and sets budgets",
+            "an operator sees and sets budgets (`aios quota`)",
         )
     return QuotaExceeded(
         f"{who} has {barrier.used:.0f} syscalls waiting, its quota is {most:.0f}",
         field=f"quota.{barrier.limit}",
         retry_after_s=RETRY_AFTER_S,
-        remedy="wait for some of them, then send it again; `aios quota` shows and sets quotas",
+        remedy="wait for some of them, then send it again; an operator sees and sets quotas "
+        "(`aios quota`)",
     )
 
 

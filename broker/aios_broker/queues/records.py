@@ -237,6 +237,7 @@ class JobView:
     score: float | None
     uncut: Uncut | None = None  # the last one of the slice that runs
     queue: str = ""  # where it waits, or waited last: its module's own, or that of a core
+    submitted_at_s: float = 0.0  # since 1970, by the clock of Redis
 
     @property
     def core(self) -> str:

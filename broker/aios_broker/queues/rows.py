@@ -209,6 +209,7 @@ class JobRow(NamedTuple):
     queued_ms: int
     ran_ms: int
     age_ms: int
+    submitted_ms: int
     deadline_ms: int | None  # from now
     position: int | None  # where it waits
     score: bytes | None

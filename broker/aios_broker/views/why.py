@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from aios_broker.contract.access import Approval
-from aios_broker.contract.money import shown
+from aios_broker.contract.money import NANO_PER_UNIT, shown
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Reply
 from aios_broker.contract.syscall import State
@@ -22,7 +22,7 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import BUDGET_WINDOWS, Barrier
 from aios_broker.queues.records import CoreView, JobView, PolicyRow, Uncut
-from aios_broker.views.words import moment, plural, seconds, short_id
+from aios_broker.views.words import plural, seconds, short_id
 
 JOBS_LIMIT = 1000  # of its module; who runs, and the head of those that wait
 
@@ -65,7 +65,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The answer of `aios why`."""
+    """The answer of `aios why`. A number has its unit in its name: `waited_s`, `resume_ms`."""
 
     rule: Rule
     text: str
@@ -118,12 +118,12 @@ def explain(job: JobView, around: Surroundings) -> Explanation:
         "agent": job.metadata.agent,
         "program": job.metadata.program,
         "nice": job.metadata.nice,
-        "waited": seconds(job.queued_s),
-        "ran": seconds(job.ran_s),
+        "waited_s": round(job.queued_s, 3),
+        "ran_s": round(job.ran_s, 3),
         "slices": job.slices,
         "tokens": job.tokens,
         "losses": job.losses,
-        "deadline in": None if job.deadline_in_s is None else seconds(job.deadline_in_s),
+        "deadline_in_s": None if job.deadline_in_s is None else round(job.deadline_in_s, 3),
     }
     rules = (_runs, _kept_out, _nobody_serves, _barred, _ordered)
     found = next(found for rule in rules if (found := rule(job, around)) is not None)
@@ -142,8 +142,8 @@ def explain_ended(ended: Ended) -> Explanation:
     # A syscall that no worker answered (cancelled, late, removed) has no timings in its reply.
     if reply.timings.attempts:
         numbers = {
-            "waited": seconds(reply.timings.queued_s),
-            "ran": seconds(reply.timings.ran_s),
+            "waited_s": round(reply.timings.queued_s, 3),
+            "ran_s": round(reply.timings.ran_s, 3),
             "slices": reply.timings.slices,
             "suspensions": reply.timings.suspensions,
             "attempts": reply.timings.attempts,
@@ -171,10 +171,11 @@ def _uncut_numbers(uncut: Uncut | None) -> dict[str, Number]:
     if uncut is None:
         return {}
     return {
-        "resume cost ms": round(uncut.resume_s * 1000),
-        "slice ms": round(uncut.slice_s * 1000),
-        "a cut pays after ms": round(uncut.least_s * 1000),
-        "contexts": f"{uncut.contexts} of {uncut.fits}" if uncut.fits else None,
+        "resume_ms": round(uncut.resume_s * 1000),
+        "slice_ms": round(uncut.slice_s * 1000),
+        "cut_pays_after_ms": round(uncut.least_s * 1000),
+        "contexts": uncut.contexts if uncut.fits else None,
+        "contexts_that_fit": uncut.fits or None,
     }
 
 
@@ -217,12 +218,12 @@ def _kept_out(job: JobView, around: Surroundings) -> Explanation | None:
         return Explanation(
             "parked",
             f"Its approval is {asked.state}: it goes on within a second.",
-            {"approval": asked.id, "decided by": asked.decided_by or None},
+            {"approval": asked.id, "decided_by": asked.decided_by or None},
         )
     return Explanation(
         "parked",
         f"It waits for a person's approval: {asked.what}.",
-        {"approval": asked.id, "expires at": moment(asked.expires_at)},
+        {"approval": asked.id, "expires_at_s": asked.expires_at},
         f"`aios approve {typed}` shows what would be lost and asks; `aios deny {typed}` refuses",
     )
 
@@ -241,7 +242,7 @@ def _nobody_serves(job: JobView, around: Surroundings) -> Explanation | None:
         return Explanation(
             "no-worker",
             f"No worker of module {job.module} lives.",
-            {"live workers": 0},
+            {"live_workers": 0},
             "`aios status` shows the processes; `aios up` starts them",
         )
     if job.core and not any(job.core in worker.cores for worker in around.workers):
@@ -249,7 +250,7 @@ def _nobody_serves(job: JobView, around: Surroundings) -> Explanation | None:
         return Explanation(
             "no-core",
             f"No live worker serves the core {job.core!r}.",
-            {"live workers": len(around.workers), "cores": ", ".join(served) or "none"},
+            {"live_workers": len(around.workers), "cores": ", ".join(served) or "none"},
             "start a worker with that core, or submit without a core",
         )
     return None
@@ -265,7 +266,12 @@ def _core_without_worker(job: JobView, core: CoreView) -> Explanation:
     return Explanation(
         "no-core",
         text,
-        {"core": name, "asked for": asked or None, "silent for": silent, "waiting": core.waiting},
+        {
+            "core": name,
+            "asked_for": asked or None,
+            "silent_s": round(core.silent_s, 3),
+            "waiting": core.waiting,
+        },
         "start its worker; `aios kill` ends the syscall, "
         "`aios cores remove` ends all that wait for the core",
     )
@@ -283,7 +289,7 @@ def _barred(_job: JobView, around: Surroundings) -> Explanation | None:
             return Explanation(
                 "program",
                 f"The policy does not admit {program.words} now.",
-                {"program": program.program, "for another": seconds(ends_in_s)},
+                {"program": program.program, "for_another_s": round(ends_in_s, 3)},
                 "`aios policy` shows the policy; it is admitted when others have ended",
             )
         case None:
@@ -302,7 +308,7 @@ def _short_of(shortage: Shortage) -> Explanation:
             "resource": str(shortage.resource),
             "limit": shortage.limit,
             "held": shortage.holders,
-            "owed to": owed_to,
+            "owed_to": owed_to,
         },
         "it goes on when one of them ends or is suspended" if shortage.limit else "raise its limit",
     )
@@ -325,7 +331,7 @@ def _over_quota(barrier: Barrier) -> Explanation:
             "quota": barrier.limit,
             "limit": barrier.most,
             "used": round(barrier.used, 3),
-            "opens in": opens_in,
+            "opens_in_s": None if barrier.opens_in_s is None else round(barrier.opens_in_s, 3),
         },
         "`aios quota show` shows the quotas, `aios quota set` changes them",
     )
@@ -339,14 +345,20 @@ def _over_budget(barrier: Barrier) -> Explanation:
     return Explanation(
         "quota",
         f"{text[0].upper()}{text[1:]}. It may begin in {opens_in}.",
-        {"quota": barrier.limit, "budget": most, "spent": spent, "opens in": opens_in},
+        {
+            "quota": barrier.limit,
+            "budget": barrier.most / NANO_PER_UNIT,
+            "spent": barrier.used / NANO_PER_UNIT,
+            "currency": barrier.currency,
+            "opens_in_s": round(barrier.opens_in_s or 0.0, 3),
+        },
         "`aios quota set` raises the budget; a core without a price needs none",
     )
 
 
 def _held_back(limited: RateLimited) -> Explanation:
     core, opens_in = limited.core, seconds(limited.opens_in_s)
-    numbers: dict[str, Number] = {"core": core, "opens in": opens_in}
+    numbers: dict[str, Number] = {"core": core, "opens_in_s": round(limited.opens_in_s, 3)}
     if limited.what == "told":
         text = f"The endpoint of core {core!r} has asked all workers to wait (429)"
     else:
@@ -378,13 +390,15 @@ def _ordered(job: JobView, around: Surroundings) -> Explanation:
     position = job.position if job.position is not None else len(waiting)
     numbers: dict[str, Number] = {
         "core": job.core or None,
-        "position": f"{position + 1} of {max(len(waiting), 1)}",
+        "position": position + 1,
+        "waiting": max(len(waiting), 1),
         "slots": slots,
-        "free slots": max(slots - busy, 0),
+        "free_slots": max(slots - busy, 0),
         "policy": policy.name,
         "score": job.score,
-        "head's score": waiting[0].score if waiting else None,
-        "quantum": _quantum(policy),
+        "head_score": waiting[0].score if waiting else None,
+        "quantum_tokens": policy.quantum_tokens,
+        "quantum_s": policy.quantum_s,
         "scheduler": around.scheduler or "none lives: the last order, then arrival",
     }
     if slots - busy > position:

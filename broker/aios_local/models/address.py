@@ -120,7 +120,8 @@ def _check_suffix(name: str) -> None:
     if not name.lower().endswith(".gguf"):
         raise _refused(
             f"{name!r} does not end in .gguf",
-            "llama.cpp reads GGUF files; for other weights see docs/how-to-sglang.md",
+            "llama.cpp reads GGUF files; SGLang serves other weights: "
+            "`aios cores add NAME --kind sglang --model FOLDER`",
         )
 
 

@@ -5,7 +5,6 @@ GET /reference
 """
 
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 from starlette.requests import Request
@@ -13,11 +12,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aios_kernel_api import gateway_operations, operation_list, reference_page
-from aios_kernel_api.openapi import Json, document
+from aios_kernel_api.a2a import rpc
+from aios_kernel_api.openapi import Json, document, release
 from aios_kernel_api.operations import Operation
 from aios_kernel_api.rest import access, files, rights, settings, views
-
-DISTRIBUTION = "aios-broker"
 
 
 def operations() -> tuple[Operation, ...]:
@@ -34,6 +32,7 @@ def operations() -> tuple[Operation, ...]:
         *(operation for operation, _ in ours),
         *files.OPERATIONS,
         *gateway_operations.GATEWAY,
+        *rpc.OPERATIONS,
         *operation_list.SESSION,
         *operation_list.HEALTH,
         *operation_list.DESCRIPTION,
@@ -43,11 +42,7 @@ def operations() -> tuple[Operation, ...]:
 @cache
 def whole_document() -> Json:
     """Return the description; it is made once."""
-    try:
-        release = version(DISTRIBUTION)
-    except PackageNotFoundError:  # a checkout
-        release = "0"
-    return document(operations(), release)
+    return document(operations(), release())
 
 
 @cache

@@ -50,6 +50,9 @@ class Figures(Struct, frozen=True):
     short_wait_p90_s: float  # of the short questions alone
     syscalls_per_s: float
     tokens_per_s: float
+    others_cpu_share: float | None = (
+        None  # of all processors, 0 to 1; None: the system does not say
+    )
 
 
 class Report(Struct, frozen=True):
@@ -79,6 +82,7 @@ def figures(run: PolicyRun) -> Figures:
         short_wait_p90_s=round(percentile(short, 90), 4),
         syscalls_per_s=round(len(run.answers) / run.makespan_s, 4),
         tokens_per_s=round(tokens / run.makespan_s, 4),
+        others_cpu_share=None if run.others_share is None else round(run.others_share, 4),
     )
 
 
@@ -130,6 +134,13 @@ def table_of(policies: dict[str, Figures]) -> tuple[list[Column], list[list[str]
         ("wait of short requests, p90", [seconds(f.short_wait_p90_s) for f in policies.values()]),
         ("throughput, syscalls/s", [f"{f.syscalls_per_s:.2f}" for f in policies.values()]),
         ("throughput, tokens/s", [f"{f.tokens_per_s:.1f}" for f in policies.values()]),
+        (
+            "CPU taken by other programs",
+            [
+                "-" if f.others_cpu_share is None else f"{f.others_cpu_share:.0%}"
+                for f in policies.values()
+            ],
+        ),
         (
             "preempted and identical",
             [f"{f.identical} of {f.compared}" if f.compared else "-" for f in policies.values()],

@@ -78,6 +78,7 @@ class PolicyRun:
     owners: dict[str, DemoAgent] = field(default_factory=dict)  # by syscall id
     identical: int = 0
     compared: int = 0
+    others_share: float | None = None  # of the processors, that other programs took; None: unknown
 
 
 @dataclass(slots=True)

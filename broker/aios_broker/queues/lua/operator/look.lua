@@ -30,8 +30,8 @@ local function view(c, id, position)
     return pack.job{id = id, state = state_of(c, id, f[1], f[7]), metadata = f[2] or '',
         needs = f[3] or '', worker = f[4] or '', attempt = count(f[5]), slices = count(f[6]),
         suspensions = count(f[7]), losses = count(f[8]), tokens = count(f[9]), queued_ms = queued_ms,
-        ran_ms = count(f[11]), age_ms = c.now - submitted, deadline_ms = f[14] and f[14] - c.now,
-        position = position, score = redis.call('ZSCORE', c.scores, id), nice = f[15],
+        ran_ms = count(f[11]), age_ms = c.now - submitted, submitted_ms = submitted,
+        deadline_ms = f[14] and f[14] - c.now, position = position, score = redis.call('ZSCORE', c.scores, id), nice = f[15],
         uncut = f[16] and string.match(f[16], '^' .. count(f[5]) .. ': (.*)') or false,
         queue = home(c, f[17]).name}
 end

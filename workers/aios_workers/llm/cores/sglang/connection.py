@@ -45,7 +45,7 @@ LAST_WORDS_BYTES = 2_000
 # Log-probabilities are to be the model's own, before temperature.
 _ENVIRONMENT = {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1", "PYTHONUNBUFFERED": "1"}
 NO_SGLANG = "No module named 'sglang'"  # how Python says it
-GET_SGLANG = "`pip install` of the wheel with [sglang-server] brings it, see docs/how-to-sglang.md"
+GET_SGLANG = "`pip install` of the wheel with [sglang-server] brings it"
 DEATH_NOTICE_S = 1.0  # a connection breaks a moment before its process is seen to be dead
 
 
