@@ -4,9 +4,10 @@
     python -m benchmarks.page --waiting 20000 --follow-s 5 --only fleet
 
 A kernel of its own whose workers take nothing, filled by the queue's steps themselves, without a
-scheduler once it is filled; some syscalls are submitted all the time, so that there is something to follow. Each view is asked for
-over HTTP, then watched by one tab and by ten, as the page's script does it; the processor time is
-that of the API, Redis and Postgres, less what the three used while nobody watched.
+scheduler once it is filled; some syscalls are submitted all the time, so that there is something to
+follow. Each view is asked for over HTTP, then watched by one tab and by ten, as the page's script
+does it; the processor time is that of the API, Redis and Postgres, less what the three used while
+nobody watched.
 """
 
 from __future__ import annotations
@@ -230,7 +231,9 @@ async def run(kernel: Kernel, redis_url: str, database_url: str, options: Option
         began_s = time.monotonic()
         filler = await fill(kernel, redis, store, options)
         say(f"filled in {time.monotonic() - began_s:.0f} s")
-        kernel.stop("scheduler")  # its passes over the queue would come into one view and not another
+        kernel.stop(
+            "scheduler"
+        )  # its passes over the queue would come into one view and not another
         client = await stack.enter_async_context(logged_in(kernel, redis, redis_url, database_url))
         arrivals = asyncio.create_task(filler.go_on())
         stack.callback(arrivals.cancel)
