@@ -35,9 +35,7 @@ def test_slices_move_and_lead_to_their_program(api: ApiScene, browser: Browser) 
         client.post(f"/v1/syscalls/{asked}/cancel")
 
 
-@pytest.mark.parametrize(
-    ("width", "scheme"), [(WIDE, "light"), (NARROW, "dark"), (NARROW, "light"), (WIDE, "dark")]
-)
+@pytest.mark.parametrize(("width", "scheme"), [(WIDE, "light"), (NARROW, "dark")])
 def test_everybody_can_read_them(
     api: ApiScene, browser: Browser, width: int, scheme: Scheme
 ) -> None:

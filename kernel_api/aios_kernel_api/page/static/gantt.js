@@ -19,10 +19,11 @@ const HOW = {
   unheard: "is over; how it ended was not heard",
 };
 
+// Names that differ in one letter stand a golden angle apart.
 function hue(text) {
   let sum = 0;
-  for (const character of text) sum = (sum * 31 + character.codePointAt(0)) % 360;
-  return sum;
+  for (const character of text) sum = (sum * 31 + character.codePointAt(0)) >>> 0;
+  return Math.round(sum * 137.508) % 360;
 }
 
 function seconds(ms) {

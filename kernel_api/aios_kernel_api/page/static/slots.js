@@ -7,6 +7,7 @@ import { Picture } from "./gantt.js";
 
 const MOST_POINTS = 600;
 const AGAIN_MS = 2_000;
+const TICKS_S = [1, 5, 10, 30, 60, 120, 300];
 
 const root = document.getElementById("slots");
 const picture = new Picture(document.getElementById("gantt"), {
@@ -35,6 +36,10 @@ function shade(name) {
   return found;
 }
 
+function utc(at) {
+  return new Date(at * 1000).toISOString().slice(11, 19);
+}
+
 function chart(id, series) {
   const holder = document.getElementById(id);
   const axis = { stroke: shade("faint"), grid: { stroke: shade("line"), width: 1 } };
@@ -44,7 +49,10 @@ function chart(id, series) {
       height: 160,
       cursor: { show: false },
       legend: { show: series.length > 1, live: false },
-      axes: [axis, { ...axis, size: 55 }],
+      axes: [
+        { ...axis, incrs: TICKS_S, space: 70, values: (_, splits) => splits.map(utc) },
+        { ...axis, size: 55 },
+      ],
       scales: { y: { range: (_, least, most) => [0, Math.max(1, most * 1.1)] } },
       series: [
         {},
@@ -83,10 +91,8 @@ function sampled(samples) {
   if (!samples.length) return;
   for (const { made, series } of charts) made.setData([points.at, ...series.map(([, values]) => values)]);
   const [, tokens, running, waiting, oldest] = samples.at(-1);
-  put(
-    "charts-now",
-    `Now: ${tokens} tokens/s, ${running} running, ${waiting} waiting, the oldest for ${oldest.toFixed(1)} s.`,
-  );
+  const longest = waiting ? `, the oldest for ${oldest.toFixed(1)} s` : "";
+  put("charts-now", `Now: ${tokens} tokens/s, ${running} running, ${waiting} waiting${longest}. Times are UTC.`);
 }
 
 function heard(news) {
