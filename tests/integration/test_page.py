@@ -246,7 +246,8 @@ def test_a_program_is_cancelled_after_its_count_was_confirmed(api: ApiScene) -> 
             done = send_form(
                 operator, "/programs/cancel", program=name, confirm="yes", back="/?agent=x"
             )
-            assert (done.status_code, done.headers["location"]) == (303, "/?agent=x")
+            assert "3 of 3 syscalls cancelled" in done.text
+            assert 'href="/?agent=x"' in done.text
         for each in asked:
             answer = client.get(f"/v1/syscalls/{each}/wait", params={"wait_s": 10})
             assert answer.json()["error"]["code"] == "cancelled"
@@ -260,7 +261,7 @@ def test_an_agent_cancels_no_other_ones_programs(api: ApiScene) -> None:
         elsewhere = send_form(
             client, "/programs/cancel", program="acme ada nothing", confirm="yes", back="//evil"
         )
-        assert elsewhere.headers["location"] == "/"
+        assert "//evil" not in elsewhere.text
 
 
 def test_parts_are_sent_again_when_they_change(api: ApiScene) -> None:

@@ -16,6 +16,7 @@ from aios_kernel_api.page.parts import Part, address_of, query_from
 NAVIGATION: tuple[tuple[str, str, Scope], ...] = (
     ("/", "Programs", "agent"),
     ("/approvals", "Approvals", "agent"),
+    ("/slots", "Slots", "operator"),
     ("/fleet", "Queues and workers", "operator"),
     ("/agents", "Agents", "agent"),
     ("/quotas", "Quotas", "agent"),

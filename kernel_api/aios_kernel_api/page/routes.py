@@ -3,6 +3,7 @@
 from aios_kernel_api.page import bulk, fleet, head, live, login, programs, static
 from aios_kernel_api.page.decisions import agents, approvals, audit, settings
 from aios_kernel_api.page.parts import Parts
+from aios_kernel_api.page.runs import program, slots
 
 PARTS = {
     part.name: part
@@ -13,6 +14,7 @@ PARTS = {
         approvals.LIST,
         approvals.STATE,
         audit.PART,
+        program.PART,
     )
 }
 ROUTES = (
@@ -23,6 +25,8 @@ ROUTES = (
     *agents.ROUTES,
     *settings.ROUTES,
     *audit.ROUTES,
+    *program.ROUTES,
+    *slots.ROUTES,
     *live.ROUTES,
     *login.ROUTES,
 )
