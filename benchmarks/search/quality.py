@@ -5,8 +5,8 @@
     python -m benchmarks.search.quality --json out.json
 
 PATH: a clone of github.com/snap-research/locomo, its git directory, or the file itself. A question
-is answered where one of the texts that answer it is found. Plain BM25 (`plain_bm25.py`) has the words
-that Postgres makes of the same texts; all else goes as an agent's searches go, on a Postgres of its
+is answered where one of the texts that answer it is found. Plain BM25 (`plain_bm25.py`) has the
+words that Postgres makes of the same texts; all else goes as an agent's searches go, on a Postgres of its
 own, with row-level security and the kernel's embedding model.
 """
 

@@ -3,8 +3,8 @@
 The development set lies beside this (`development/`), made for this: conversations, whose
 questions are answered by turns that often mean nothing without the one before; sections of files;
 single facts (`questions.py`). Its tuning part chose the shares in a score, its held-out part did
-not. LoCoMo is others' (Maharana et al. 2024, github.com/snap-research/locomo, CC BY-NC 4.0): very long
-conversations; it is read from a clone of the repository and never shipped.
+not. LoCoMo is others' (Maharana et al. 2024, github.com/snap-research/locomo, CC BY-NC 4.0): very
+long conversations; it is read from a clone of the repository and never shipped.
 """
 
 from __future__ import annotations
