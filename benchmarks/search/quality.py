@@ -6,8 +6,8 @@
 
 PATH: a clone of github.com/snap-research/locomo, its git directory, or the file itself. A question
 is answered where one of the texts that answer it is found. Plain BM25 (`plain_bm25.py`) has the
-words that Postgres makes of the same texts; all else goes as an agent's searches go, on a Postgres of its
-own, with row-level security and the kernel's embedding model.
+words that Postgres makes of the same texts. All else goes as an agent's searches go, on a Postgres
+of its own, with row-level security and the kernel's embedding model.
 """
 
 from __future__ import annotations
