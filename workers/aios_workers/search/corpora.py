@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from psycopg.types.json import Jsonb
+
+from aios_broker.contract.memory import NoteFilter
 from aios_broker.contract.names import SearchMode
 
 Key = tuple[Any, ...]
@@ -82,6 +85,25 @@ _BELOW_MOUNT = (
 )
 
 
+def filters_of(body: NoteFilter, alias: str = "t") -> tuple[list[str], dict[str, object]]:
+    """Return the conditions on a note that a body names, and their parameters."""
+    given: dict[str, tuple[object, str]] = {
+        "tags": (list(body.tags), f"{alias}.tags @> %(tags)s::text[]"),
+        "any_tags": (list(body.any_tags), f"{alias}.tags && %(any_tags)s::text[]"),
+        "category": (body.category, f"{alias}.category = %(category)s"),
+        "metadata": (
+            Jsonb(body.metadata) if body.metadata else None,
+            f"{alias}.metadata @> %(metadata)s",
+        ),
+        "program": (body.in_program, f"{alias}.program = %(program)s"),
+        "since": (body.since, f"{alias}.created_at >= to_timestamp(%(since)s::float8)"),
+        "until": (body.until, f"{alias}.created_at < to_timestamp(%(until)s::float8)"),
+    }
+    wanted = {name: pair for name, pair in given.items() if pair[0] is not None and pair[0] != []}
+    conditions = [condition for _, condition in wanted.values()]
+    return conditions, {name: value for name, (value, _) in wanted.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class NoteQuery:
     """A search among notes; without owners and ids, among all that the agent may see."""
@@ -91,8 +113,8 @@ class NoteQuery:
     mode: SearchMode = "hybrid"
     owners: tuple[int, ...] | None = None  # whose notes; None with no ids: anybody's
     ids: tuple[str, ...] = ()  # single notes beside theirs
-    tags: tuple[str, ...] = ()  # all of them
-    category: str | None = None
+    only: NoteFilter = field(default_factory=NoteFilter)
+    min_score: float = 0.0
 
     @property
     def places(self) -> list[tuple[Corpus, Scope]]:
@@ -108,23 +130,15 @@ class NoteQuery:
             conditions.append("(t.owner_id = ANY(%(owners)s) OR t.id = ANY(%(ids)s))")
         elif not everybody:
             conditions.append("t.owner_id = ANY(%(owners)s)")
-        if self.tags:
-            conditions.append("t.tags @> %(tags)s::text[]")
-        if self.category is not None:
-            conditions.append("t.category = %(category)s")
-        parameters = {
-            "owners": list(self.owners or ()),
-            "ids": list(self.ids),
-            "tags": list(self.tags),
-            "category": self.category,
-        }
+        narrowing, values = filters_of(self.only)
+        parameters = {"owners": list(self.owners or ()), "ids": list(self.ids), **values}
         return Scope(
-            " AND ".join(conditions),
+            " AND ".join((*conditions, *narrowing)),
             parameters,
             countable=not everybody,
             owners=None if everybody or self.ids else self.owners,
             singles=self.ids,
-            is_narrowed=len(conditions) > 2 - everybody or bool(self.ids),
+            is_narrowed=bool(narrowing or self.ids),
         )
 
 
@@ -136,6 +150,7 @@ class ChunkQuery:
     k: int = 10  # parts: ask for more where they are grouped by file
     mode: SearchMode = "hybrid"
     owner: int | None = None
+    min_score: float = 0.0
     path: str = "/"  # a file, or a directory with all below
     mounts_of: int | None = None  # whose mounted directories are searched as well; None: nobody's
 

@@ -24,7 +24,7 @@ from aios_workers.modules.services import Embedder
 from aios_workers.search.corpora import ChunkQuery, Corpus, Key, NoteQuery, Ranked, Scope
 from aios_workers.search.words import best_by_words, score_sql, weigh
 
-MEANING = 0.5  # the share of the cosine in a hybrid score; words have the rest
+MEANING = 0.45  # the share of the cosine in a hybrid score; words have the rest
 FROM_BEFORE = 0.7  # of what the turn before scores better
 FROM_AFTER = 0.3
 LEAST_DEPTH = 50  # of each of the two lists that are joined
@@ -270,4 +270,5 @@ async def find(
     """
     model = 0 if vector is None else await model_number(cursor, embedder)
     wanted = Wanted(query.text, vector, model, query.mode, query.k)
-    return await rank(cursor, query.places, wanted)
+    ranked = await rank(cursor, query.places, wanted)
+    return [(key, score) for key, score in ranked if score >= query.min_score]

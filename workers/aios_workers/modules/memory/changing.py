@@ -9,6 +9,7 @@ from aios_broker.access.grants import ObjectId
 from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound, VersionConflict
 from aios_broker.contract.memory import (
+    MAX_NOTE_BYTES,
     BlockStat,
     MemoryAdd,
     MemoryAlloc,
@@ -47,7 +48,7 @@ from aios_workers.modules.memory.note import (
     shape_of_block,
 )
 from aios_workers.modules.operation import Asked, Work, run_once
-from aios_workers.search.corpora import NoteQuery
+from aios_workers.search.corpora import NoteQuery, filters_of
 from aios_workers.search.ranking import count_unembedded
 
 AnyWork = Work[MemoryBody]  # what the operations share does not look at the body
@@ -92,8 +93,9 @@ _DELETE = """
 """
 # What has expired goes, too, and is nothing that anybody could lose.
 _DELETE_ALL = f"""
-    WITH grants AS (DELETE FROM access_grant WHERE object_kind = 'note' AND owner_id = %(owner)s),
-    gone AS (DELETE FROM note n WHERE owner_id = %(owner)s
+    WITH grants AS (DELETE FROM access_grant WHERE object_kind = 'note' AND owner_id = %(owner)s
+        AND object_id IN (SELECT n.id FROM note n WHERE n.owner_id = %(owner)s AND <narrowing>)),
+    gone AS (DELETE FROM note n WHERE owner_id = %(owner)s AND <narrowing>
              RETURNING n.id, n.version, {LIVING} AS is_living)
     SELECT count(*) AS rows, count(*) FILTER (WHERE is_living) AS notes,
            encode(sha256(convert_to(string_agg(id || ':' || version, ',' ORDER BY id)
@@ -182,6 +184,9 @@ async def update(work: Work[MemoryUpdate]) -> Note:
             field="if_version",
             remedy="read it again, and decide anew",
         )
+    if body.metadata is not None:
+        merged = {**note.metadata, **body.metadata}
+        given["metadata"] = {key: value for key, value in merged.items() if value is not None}
     after = msgspec.structs.replace(body_of(note), **given)
     return await _rewrite(work, owner, note, after, "update")
 
@@ -223,10 +228,13 @@ async def ttl(work: Work[MemoryTtl]) -> Note:
 
 
 async def clear(work: Work[MemoryClear]) -> Acknowledged:
-    """Delete all of the agent's notes."""
-    [gone] = await work.rows(_DELETE_ALL, {"owner": work.agent.id})
+    """Delete all of the agent's notes, or those that are meant."""
+    narrowing, values = filters_of(work.body, "n")
+    meant = _DELETE_ALL.replace("<narrowing>", " AND ".join(("true", *narrowing)))
+    [gone] = await work.rows(meant, {**values, "owner": work.agent.id})
     if gone.notes:
-        what = f"delete all {gone.notes} notes of {work.agent.name}"
+        which = f"{gone.notes} of the" if narrowing else f"all {gone.notes}"
+        what = f"delete {which} notes of {work.agent.name}"
         seen = Seen("notes", str(work.agent.id), count=gone.notes, digest=gone.digest)
         await work.take(Irreversible("clear", what, (seen,)))
         await work.ask()
@@ -336,11 +344,17 @@ def no_such_note(note_id: str) -> NotFound:
 
 
 def ensure_storable(body: NoteBody) -> None:
-    """Refuse what Postgres cannot keep as text.
+    """Refuse what Postgres cannot keep as text, and what is too long.
 
     Raises:
-        InvalidSyscall: a NUL character; `field` says where.
+        InvalidSyscall: a NUL character; `field` says where. Or more bytes than a note may have.
     """
+    if (size_bytes := len(body.content.encode())) > MAX_NOTE_BYTES:
+        raise InvalidSyscall(
+            f"the content has {size_bytes} bytes, a note at most {MAX_NOTE_BYTES}",
+            field="content",
+            remedy="shorten it, or keep it in storage",
+        )
     fields = {
         "content": [body.content],
         "keywords": body.keywords,

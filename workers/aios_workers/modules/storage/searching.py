@@ -60,7 +60,7 @@ async def _search(work: FileWork[StorageSearch], vector: NDArray[np.float32] | N
         min(MOST_PARTS, body.k * PARTS_PER_HIT),
         body.mode,
         None if body.shared else work.owner.id,
-        resolved.path,
+        path=resolved.path,
         mounts_of=work.owner.id if work.is_own else None,
     )
     found = await find(work.cursor, work.services.embedder, query, vector)
