@@ -1,7 +1,7 @@
 """All routes and parts of the page: each view's module has its own list."""
 
 from aios_kernel_api.page import bulk, fleet, head, live, login, programs, static
-from aios_kernel_api.page.decisions import agents, approvals, audit, settings
+from aios_kernel_api.page.decisions import agents, approvals, audit, settings, several, sharing
 from aios_kernel_api.page.parts import Parts
 from aios_kernel_api.page.runs import program, slots
 
@@ -21,8 +21,10 @@ ROUTES = (
     *programs.ROUTES,
     *bulk.ROUTES,
     *fleet.ROUTES,
+    *several.ROUTES,
     *approvals.ROUTES,
     *agents.ROUTES,
+    *sharing.ROUTES,
     *settings.ROUTES,
     *audit.ROUTES,
     *program.ROUTES,
