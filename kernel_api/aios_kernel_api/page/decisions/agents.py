@@ -14,8 +14,8 @@ from aios_broker.queues.quota import ANYBODY
 from aios_kernel_api.identity import Caller, caller_of
 from aios_kernel_api.kernel import Kernel, kernel_of
 from aios_kernel_api.operations import Asked, path_of
+from aios_kernel_api.page.decisions.grant_changes import OBJECT_KINDS, ROLES, VERBS
 from aios_kernel_api.page.decisions.settings import LIMITS
-from aios_kernel_api.page.decisions.sharing import OBJECT_KINDS, ROLES, VERBS
 from aios_kernel_api.page.forms import Form, changes, shows
 from aios_kernel_api.page.html import HEADERS
 from aios_kernel_api.page.pages import page

@@ -25,7 +25,7 @@ VERBS = {"approve": "Approve", "deny": "Deny"}
 
 
 @dataclass(frozen=True, slots=True)
-class Sum:
+class Effect:
     """What several approvals would do, together."""
 
     operations: Mapping[str, int]  # by the class of what they do: delete, overwrite ...
@@ -34,7 +34,7 @@ class Sum:
 
 
 @dataclass(slots=True)
-class Became:
+class Outcomes:
     """What became of several decisions."""
 
     done: int = 0
@@ -56,7 +56,7 @@ async def decide(request: Request, form: Form) -> Response:
         became = await _decided(kernel, caller, waiting, form)
     return await page(
         request,
-        "decisions/several.html",
+        "decisions/bulk_decisions.html",
         decision=verb,
         verb=VERBS[verb],
         waiting=waiting,
@@ -66,10 +66,10 @@ async def decide(request: Request, form: Form) -> Response:
     )
 
 
-def summed_up(found: Sequence[Approval]) -> Sum:
+def summed_up(found: Sequence[Approval]) -> Effect:
     """Return what those that wait would do, together."""
     waiting = [one for one in found if one.state == "waiting"]
-    return Sum(
+    return Effect(
         dict(Counter(one.operation for one in waiting).most_common()),
         [thing.words for one in waiting for thing in one.objects],
         len(found) - len(waiting),
@@ -87,8 +87,8 @@ async def _ticked(kernel: Kernel, caller: Caller, form: Form) -> list[Approval]:
 
 async def _decided(
     kernel: Kernel, caller: Caller, waiting: Sequence[Approval], form: Form
-) -> Became:
-    became = Became()
+) -> Outcomes:
+    became = Outcomes()
     for one in waiting:
         try:
             if form.one("decision") == "approve":
