@@ -70,6 +70,8 @@ class QueueMachine(WhoMayRun):
             self.line.insert(0, job_id)
             if times > 1:
                 self.claim(1)
+            if self.known[job_id].state != "running":
+                return  # something keeps it back
 
     @precondition(lambda self: any(known.state == "running" for known in self.known.values()))
     @rule(data=st.data())

@@ -127,12 +127,12 @@ class Kernel:
 
     def __enter__(self) -> Kernel:
         python = (sys.executable, "-P", "-m")
-        self._start("scheduler", *python, "aios_broker.scheduler")
+        self.start("scheduler", *python, "aios_broker.scheduler")
         self._wait(lambda: bool(self._redis.hget(LEADER, "epoch")), "no scheduler leads")
-        self._start("tool", *python, "aios_workers", "tool")
+        self.start("tool", *python, "aios_workers", "tool")
         # A worker that serves the core's name and takes nothing: the queue stays as long as it is.
         self._redis.set("rq:suspended", 1)
-        self._start("llm", *python, "aios_workers", "llm")
+        self.start("llm", *python, "aios_workers", "llm")
         self._wait(lambda: self._redis.scard("rq:workers") == 2, "a worker does not start")
         return self
 
@@ -155,15 +155,19 @@ class Kernel:
         """Wait until the ledger has the whole journal."""
         self._wait(lambda: self._redis.xlen("rq:aios:journal") == 0, "the journal is not drained")
 
+    def cpu_s(self) -> dict[str, float]:
+        """Return the processor time that each process has used."""
+        return {name: tree_cpu_s(pid) for name, pid in self._pids().items()}
+
     def cpu_over(self, seconds: float) -> dict[str, float]:
         """Return the share of a processor that each process uses."""
-        before = {name: tree_cpu_s(pid) for name, pid in self._pids().items()}
+        before = self.cpu_s()
         began_s = time.monotonic()
         time.sleep(seconds)
         took_s = time.monotonic() - began_s
         return {
-            name: round(100 * (tree_cpu_s(pid) - before[name]) / took_s, 1)
-            for name, pid in self._pids().items()
+            name: round(100 * (used_s - before[name]) / took_s, 1)
+            for name, used_s in self.cpu_s().items()
         }
 
     def memory(self) -> Memory:
@@ -175,7 +179,8 @@ class Kernel:
         servers = {"redis": self.redis_pid, "postgres": self._ground.database_pid}
         return servers | {name: child.pid for name, child in self._children.items()}
 
-    def _start(self, name: str, *command: str) -> None:
+    def start(self, name: str, *command: str, **more: str) -> None:
+        """Start a process of the kernel, with these variables beside those of all."""
         variables = (
             environment_of(self._ground)
             | SIMULATED
@@ -185,6 +190,7 @@ class Kernel:
                 "AIOS_MAX_WAITING": "1000000",
                 "AIOS_LOG_LEVEL": "warning",
             }
+            | more
         )
         with (self._ground.log_dir / f"{name}.log").open("ab") as log:
             self._children[name] = Child.start(Service(name, command, variables), log)

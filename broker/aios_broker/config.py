@@ -33,6 +33,8 @@ BOOTSTRAP_VARIABLES = (
     "AIOS_POSTGRES_PORT",
     "AIOS_TEST_PYTHONS",
 )
+# Where programs that come by the API keep its address and their token, as the pages tell them to.
+CLIENT_VARIABLES = ("AIOS_API", "AIOS_TOKEN")
 # Read by the scheduler and the workers that `aios up` starts: each checks its own.
 PROCESS_VARIABLES = (
     "AIOS_MAX_LOSSES",
@@ -188,7 +190,7 @@ def refuse_unknown(
         InvalidConfig: Names the first one, and the known one that it resembles.
     """
     files = [variable + FILE_SUFFIX for variable in SECRET_VARIABLES]
-    all_known = [*known, *files, *BOOTSTRAP_VARIABLES, *PROCESS_VARIABLES]
+    all_known = [*known, *files, *BOOTSTRAP_VARIABLES, *CLIENT_VARIABLES, *PROCESS_VARIABLES]
     for variable in sorted(environ):
         if not variable.startswith(PREFIX) or variable in all_known:
             continue

@@ -26,6 +26,7 @@ from aios_kernel_api.kernel import Kernel, kernel_of
 from aios_kernel_api.page import routes as page
 from aios_kernel_api.page.html import page_error
 from aios_kernel_api.page.login import who_looks
+from aios_kernel_api.page.runs.slot_feed import SlotFeeds
 from aios_kernel_api.problems import problem
 from aios_kernel_api.rest import (
     access,
@@ -86,6 +87,7 @@ def create_app(kernel: Kernel) -> Starlette:
     app.state.readiness = health.RecentReadiness()
     app.state.gateway = open_gateway(kernel)
     app.state.page_parts = page.new_parts()
+    app.state.slot_feeds = SlotFeeds()
     return app
 
 

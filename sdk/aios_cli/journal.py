@@ -1,27 +1,26 @@
 """`aios journal | strace`: what happened, and what happens now, from the kernel's history."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
 
 import click
 import hiredis
 import msgspec
 
 from aios_broker.config import KernelConfig
-from aios_broker.contract.errors import InvalidConfig, KernelError, KernelNotRunning
-from aios_broker.contract.job import decode_job
+from aios_broker.contract.errors import InvalidConfig, KernelNotRunning
 from aios_broker.contract.money import shown
-from aios_broker.contract.reply import Reply, decode_reply
-from aios_broker.contract.syscall import Body, Syscall
+from aios_broker.contract.reply import Reply
+from aios_broker.contract.syscall import Body
 from aios_broker.contract.transitions import TABLE, TERMINAL
 from aios_broker.ledger.history import Filter, History, HistoryEvent
 from aios_broker.ledger.journal import Position, read_use
 from aios_broker.postgres.database import Database
 from aios_broker.queues.records import JobView
+from aios_broker.views.texts import Texts, read_texts
 from aios_broker.views.why import Ended
 from aios_broker.views.words import plural, short_id
 from aios_cli.session import (
@@ -38,7 +37,6 @@ from aios_local.supervisor.record import read_record
 
 POLL_S = 0.2
 LEAST_WIDTH = 8
-T = TypeVar("T")
 
 
 @click.command(epilog=EXIT_CODES)
@@ -131,8 +129,7 @@ class Trace:
     """One syscall that has ended: what was asked and what was answered, as far as it is kept."""
 
     event: HistoryEvent
-    syscall: Syscall | None
-    reply: Reply | None
+    texts: Texts
 
 
 @click.command(epilog=EXIT_CODES)
@@ -241,28 +238,17 @@ class _Tracer:
 
     async def _read(self, event: HistoryEvent) -> Trace:
         job_id = event.transition.job_id
-        fields = ("data", "aios_reply")
-        key = self.operator.keys.job(job_id)
-        data, reply = await self.operator.connection.execute("HMGET", key, *fields)
-        # Of a foreign job its line says who and what.
-        syscall = _decoded(data, lambda kept: decode_job(kept, job_id))
-        return Trace(event, syscall, _decoded(reply, decode_reply))
-
-
-def _decoded(data: bytes | None, decode: Callable[[bytes], T]) -> T | None:
-    """Return what was kept; None where nothing was, or nothing that is ours."""
-    with suppress(KernelError, msgspec.DecodeError):
-        return None if data is None else decode(data)
-    return None
+        kept = await read_texts(self.operator.connection, self.operator.keys, [job_id])
+        return Trace(event, kept[job_id])
 
 
 def as_line(trace: Trace, width: int) -> str:
     """Return a syscall as strace shows one: the call, its answer, and how long it took."""
     change, metadata = trace.event.transition, trace.event.metadata
-    arguments = "..." if trace.syscall is None else _shown(trace.syscall.body, width)
+    arguments = "..." if trace.texts.syscall is None else _shown(trace.texts.syscall.body, width)
     return (
         f"{clock(change.at)} {short_id(change.job_id)} {metadata.agent}/{metadata.program} "
-        f"{metadata.kind}({arguments}) = {_answer(trace.reply, width)}"
+        f"{metadata.kind}({arguments}) = {_answer(trace.texts.reply, width)}"
     )
 
 
@@ -315,10 +301,8 @@ def _record(trace: Trace) -> dict[str, object]:
         "at": trace.event.transition.at,
         "job_id": trace.event.transition.job_id,
         "event": trace.event.transition.event,
-        "syscall": None
-        if trace.syscall is None
-        else msgspec.structs.replace(trace.syscall, token=""),
-        "reply": trace.reply,
+        "syscall": trace.texts.syscall,
+        "reply": trace.texts.reply,
         **msgspec.to_builtins(trace.event.metadata),
     }
 
@@ -330,7 +314,7 @@ async def open_history(operator: Operator) -> AsyncIterator[History]:
     Raises:
         InvalidConfig: It keeps one, and where it is was not said.
     """
-    url = _database_url(current_config())
+    url = ledger_url(current_config())
     if url is None:
         await _refuse_half_a_history(operator)
         yield History(operator.connection, operator.keys)
@@ -339,7 +323,7 @@ async def open_history(operator: Operator) -> AsyncIterator[History]:
         yield History(operator.connection, operator.keys, database)
 
 
-def _database_url(config: KernelConfig) -> str | None:
+def ledger_url(config: KernelConfig) -> str | None:
     """Return where the ledger is: as set, else as the kernel on this machine has it."""
     kernel = find_kernel()
     if kernel.database_url is None and config.redis_url is not None:

@@ -44,6 +44,7 @@ COMMANDS = {
     "why": Entry("aios_cli.why:why", "Say why a syscall waits."),
     "strace": Entry("aios_cli.journal:strace", "Follow syscalls: arguments and answers."),
     "journal": Entry("aios_cli.journal:journal", "Print every change of state."),
+    "export": Entry("aios_cli.export:export", "Write what happened into a file."),
     "metrics": Entry("aios_cli.ps:metrics", "Print the kernel's metrics."),
     "kill": Entry("aios_cli.syscalls:kill", "Cancel syscalls."),
     "suspend": Entry("aios_cli.syscalls:suspend", "Hold syscalls: out of the run queue."),

@@ -161,7 +161,10 @@ def say(text: str = "", *, nl: bool = True, err: bool = False) -> None:
 
 def write_content(text: str) -> None:
     """Write what somebody keeps: as it is into a file or a pipe, as `say` does on a terminal."""
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    if sys.stdout.isatty():
+        sys.stdout.write(printable(text))
+    else:
+        sys.stdout.buffer.write(text.encode())  # whatever the locale's character set
     sys.stdout.flush()
 
 

@@ -164,6 +164,7 @@ def _module_line(frame: Frame, view: QueueView) -> str:
     oldest = f" (oldest {narrow_seconds(view.oldest_wait_s)})" if view.waiting else ""
     rate = frame.tokens_per_s if view.module == "llm" else None
     rare = (
+        (view.finished, "finished"),
         (view.held, "held"),
         (view.parked, "parked"),
         (view.failed, "failed"),
@@ -173,10 +174,9 @@ def _module_line(frame: Frame, view: QueueView) -> str:
         f"{view.running} of {plural(slots, 'slot')}",
         f"{view.waiting} waiting{oldest}",
         *([] if rate is None else [f"{rate:.0f} tokens/s"]),
-        f"{view.finished} finished",
         *(f"{count} {what}" for count, what in rare if count),
     ]
-    return f"{view.module:<7} {view.policy:<8} {', '.join(parts)}"
+    return f"{view.module:<7} {view.policy}: {', '.join(parts)}"
 
 
 def _core_line(core: CoreView) -> str:

@@ -13,15 +13,16 @@ BACKSPACE = ("\x7f", "\b")
 KEYS = "q quit  s sort  f filter  k kill  h help"
 HELP = (
     "",
-    "  s        sort: as they will be taken, oldest first, longest wait, most tokens",
-    "  f        show only those with a text in their id, program, agent, module or state",
+    "  s        sort: as they will be taken, oldest, longest wait, most tokens first",
+    "  f        filter: a text in their id, program, agent, module or state",
     "  k        end a syscall: type 8 or more digits of its id, then Enter",
     "  Esc      leave what is being typed; else take the filter away",
     "  h, ?     this page, and back",
     "  q        quit, as Ctrl-C does",
     "",
-    "  SLICE is which slice it is in, or how many it has had; WAIT all the time that it has",
-    "  waited, AGE the time since it was submitted. `aios why ID` says what one waits for.",
+    "  SLICE is which slice it is in, or how many it has had; WAIT all the time",
+    "  that it has waited; AGE the time since it was submitted.",
+    "  `aios why ID` says what one waits for.",
 )
 
 ORDERS: dict[str, Callable[[JobView], float] | None] = {

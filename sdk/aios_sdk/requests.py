@@ -299,11 +299,17 @@ def build_syscall(
         syscall = decode_syscall(data)
     except InvalidSyscall as error:
         if error.remedy == EXPECTED:
-            error.remedy = "help() of the call tells what: help(me.llm.chat)"
+            error.remedy = f"help(me.{_kind(body)}) tells what"
         raise
     if len(data) > MAX_TEXT_BYTES:
         encode_syscall(syscall)  # which refuses it, with the numbers
     return syscall
+
+
+def _kind(body: object) -> str:
+    if isinstance(body, msgspec.Struct):
+        return str(body.__struct_config__.tag)
+    return str(body.get("type")) if isinstance(body, Mapping) else "llm.chat"
 
 
 def check_options(options: Options) -> Options:

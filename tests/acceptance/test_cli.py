@@ -322,6 +322,23 @@ def test_the_journal_tells_what_happened(settings: dict[str, str]) -> None:
     assert aios(settings, "journal", "-a", "nobody").stdout == ""
 
 
+def test_a_run_is_written_as_a_trace(settings: dict[str, str], tmp_path: Path) -> None:
+    for _ in range(2):
+        aios(settings, "submit", "--tool", "echo", "--agent", "tracer", "--program", "run", "x")
+    file = tmp_path / "run.json"
+    wrote = aios(settings, "export", "trace", str(file), "--agent", "tracer", "--program", "run")
+    assert "2 syscalls, 2 slices" in wrote.stdout
+    spans = [one for one in json.loads(file.read_text())["traceEvents"] if one["ph"] == "X"]
+    assert sorted(one["cat"] for one in spans) == sorted(["syscall", "wait", "slice", "slot"] * 2)
+
+    piped = aios(settings, "export", "trace", "-", "--agent", "tracer").stdout
+    assert len([one for one in json.loads(piped)["traceEvents"] if one["ph"] == "X"]) == len(spans)
+    nothing = aios(settings, "export", "trace", str(file), "--program", "no-such")
+    assert (nothing.exit_code, "unknown-syscall" in nothing.stderr) == (4, True)
+    nowhere = aios(settings, "export", "trace", str(tmp_path / "no" / "x"), "--agent", "tracer")
+    assert (nowhere.exit_code, "invalid-config: FILE" in nowhere.stderr) == (2, True)
+
+
 def test_half_a_history_is_refused(settings: dict[str, str], tmp_path: Path) -> None:
     elsewhere = {**settings, "AIOS_STATE_DIR": str(tmp_path)}
     aios(settings, "submit", "--tool", "echo", "x")

@@ -55,7 +55,7 @@ ORDERING_STEPS = ("follow", "look", "reorder")  # what it sends under a policy t
 # Rare in the scene's work: killing at any moment of it is in test_scheduler_death.py and in chaos.
 RARE_STEPS = {"exchange", "spill", "mend", "unlist", "vouch"}
 CLIENT_STEPS = {
-    *("submit", "attach", "cancel", "hold", "release", "unpark", "nice", "quota", "stop"),
+    *("submit", "attach", "cancel", "hold", "release", "unpark", "nice", "quota", "stop", "retry"),
     "responses",  # the API's records: the call that they are of goes on without it
 }
 

@@ -38,6 +38,7 @@ def test_a_program_appears_runs_and_is_cancelled(api: ApiScene, browser: Browser
             page.get_by_role("button", name="Cancel those").click()
             expect(page.get_by_text("1 syscall.", exact=True)).to_be_visible()
             page.get_by_role("button", name="Cancel: 1 syscall").click()
+            page.get_by_role("link", name="Back to the programs").click()
             expect(page.get_by_role("row").filter(has_text="seen")).not_to_contain_text("running")
             answer = client.get(f"/v1/syscalls/{asked}/wait", params={"wait_s": 10})
             assert answer.json()["error"]["code"] == "cancelled"

@@ -128,8 +128,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "stop: a tenant's agents go on",
         "broker/aios_broker/queues/lua/operator/stop.lua",
-        "who.agent == subject or who.tenant == subject",
-        "who.agent == subject",
+        "wanted[who.agent] or wanted[who.tenant] or",
+        "wanted[who.agent] or",
         STOP_TEST,
     ),
     Mutant(

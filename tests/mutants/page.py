@@ -4,6 +4,7 @@ from tests.mutants.catalogue import Mutant
 
 DECISIONS_TEST = "tests/integration/test_page_decisions.py"
 RIGHTS_TEST = "tests/integration/test_api_rights.py"
+BULK_TEST = "tests/integration/test_page_bulk.py"
 TEXT_TEST = "tests/unit/test_page_decisions.py"
 APPROVALS = "kernel_api/aios_kernel_api/page/decisions/approvals.py"
 
@@ -42,6 +43,27 @@ PAGE_MUTANTS = (
         "cursor, whose.tenant, whose.agent, limit=query.limit + 1, after=after",
         "cursor, None, limit=query.limit + 1, after=after",
         f"{RIGHTS_TEST}::test_tokens_are_seen_by_scope_and_never_whole",
+    ),
+    Mutant(
+        "what has failed runs again however much its agent has waiting",
+        "broker/aios_broker/queues/lua/operator/retry.lua",
+        "    if refusal then return refusal[1] end\n",
+        "",
+        f"{BULK_TEST}::test_why_others_are_not_run_again_is_said",
+    ),
+    Mutant(
+        "a failed syscall goes back into its module's own queue",
+        "broker/aios_broker/queues/lua/operator/retry.lua",
+        "    call('RPUSH', at.queue, id)\n",
+        "    call('RPUSH', c.queue, id)\n",
+        f"{BULK_TEST}::test_what_has_failed_runs_again_once_it_was_confirmed",
+    ),
+    Mutant(
+        "anybody's programs run again",
+        "kernel_api/aios_kernel_api/page/bulk.py",
+        "        whose_of(caller, tenant, agent)\n",
+        "",
+        f"{BULK_TEST}::test_an_agent_runs_its_own_again_and_nobody_elses",
     ),
     Mutant(
         "another tenant's groups are listed",

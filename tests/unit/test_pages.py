@@ -27,6 +27,7 @@ ELSEWHERE = {
     "notes/today.md",
     "plan.md",
     "rivers.py",
+    "run.json",
     "tokenizer.json",
     "tokenizer_config.json",
 }

@@ -80,8 +80,8 @@ def test_what_does_not_fit_is_counted_and_what_ended_lately_has_its_place() -> N
 def test_the_head_tells_of_each_modules_slots_and_of_the_models_speed() -> None:
     assert "3 workers, 1 of 98 slots busy" in heading(frame(5))
     llm, tool, _ = module_lines(frame(5))
-    assert llm.startswith("llm     rr       1 of 2 slots, 5 waiting (oldest 3.0s), 42 tokens/s")
-    assert tool.startswith("tool    rr       0 of 64 slots")
+    assert llm == "llm     rr: 1 of 2 slots, 5 waiting (oldest 3.0s), 42 tokens/s"
+    assert tool == "tool    rr: 0 of 64 slots, 0 waiting"
 
 
 def test_a_filter_is_typed_seen_and_taken_away() -> None:
@@ -127,6 +127,7 @@ def test_help_is_a_page_and_back() -> None:
     screen.pressed("h")
     lines = lines_of(frame(200, 10), screen)
     assert len(lines) <= 24
+    assert not any("…" in line for line in lines)  # nothing of it is cut
     assert any(line.strip().startswith("k        end a syscall") for line in lines)
     screen.pressed("h")
     assert not screen.help

@@ -73,7 +73,7 @@ def fold(rows: dict[str, SyscallRow], entry: Entry) -> Entered:
                     job_id, entry.module, NOBODY, "main", "default", NOBODY, "queued", at
                 )
             if lawful or state not in TERMINAL:
-                if state == "running" and event != "claim":
+                if state == "running" and target not in _STILL_RUNNING:
                     row.slices += 1
                 if target is not None:
                     row.state = target
@@ -177,4 +177,5 @@ _Arrow = tuple[tuple[State | None, ...], State | None, _Step | None]
 _ARROWS: dict[str, _Arrow] = {
     event: (sources, target, _STEPS[event]) for event, (sources, target) in TABLE.items()
 }
+_STILL_RUNNING = (None, "running")
 _NO_ARROW: _Arrow = ((), "queued", None)  # an event of a newer release, or a line that is none

@@ -26,14 +26,18 @@ from aios_broker.ledger.journal import (
     Transition,
     kept_entry,
     metadata_of,
+    module_of_entry,
     read_entry,
 )
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import JobMetadata
-from aios_broker.redis.connection import Connection
+from aios_broker.redis.connection import Answer, Connection
 
 JOURNAL_PAGE = 20_000  # entries of one reading that follows
+ALL_ENTRIES = 100_000  # of the journal; more are there only while Postgres is away
+NEWS_ENTRIES = 500  # of one reading that follows one module
+FRESH_ENTRIES = 5_000  # of one reading that asks for the last ones
 PAGE_ENTRIES = 200  # of one query; under load an entry holds some 100 transitions
 # That the first digits of an id may stand for; of more, all is looked through.
 MOST_SYSCALLS = 1_000
@@ -48,6 +52,14 @@ _COLUMNS = "stream_ms, stream_seq, module, lines, anomalies"
 _AFTER = f"""
     SELECT {_COLUMNS} FROM journal_entry
     WHERE source = %(source)s AND (stream_ms, stream_seq) > (%(ms)s, %(seq)s)
+    ORDER BY stream_ms, stream_seq LIMIT %(limit)s
+""".encode()
+# Up to where the journal is entered. Read first: the rows up to there are there.
+_MARK = b"SELECT stream_ms, stream_seq FROM journal_position WHERE source = %s"
+_NEWS = f"""
+    SELECT {_COLUMNS} FROM journal_entry
+    WHERE source = %(source)s AND (stream_ms, stream_seq) > (%(ms)s, %(seq)s)
+        AND (stream_ms, stream_seq) <= (%(mark_ms)s, %(mark_seq)s) AND module = %(module)s
     ORDER BY stream_ms, stream_seq LIMIT %(limit)s
 """.encode()
 # What the filters leave may hold a line that is wanted; what they drop does not.
@@ -167,7 +179,7 @@ class Archive:
         async with self._database.transaction() as cursor:
             await cursor.execute(b"SELECT entries FROM syscall WHERE job_id = %s", [job_id])
             row = await cursor.fetchone()
-            entries = await self._at(cursor, _positions(row[0] if row else ""))
+            entries = await self._at(cursor, positions_of(row[0] if row else ""))
         changes = (change for entry in reversed(entries) for change in entry.transitions())
         return [change for change in changes if change.job_id == job_id]
 
@@ -201,6 +213,20 @@ class Archive:
         changes = [change for entry in entries for change in entry.transitions()]
         return changes, len(entries) < PAGE_ENTRIES
 
+    async def news(self, behind: Position, module: str) -> tuple[list[Transition], Position, bool]:
+        """Return what came of a module behind a position, up to where, and whether that is all."""
+        values = {"source": self._source, "ms": behind.ms, "seq": behind.seq, "module": module}
+        async with self._database.transaction() as cursor:
+            await cursor.execute(_MARK, [self._source])
+            mark = Position(*(await cursor.fetchone() or (0, 0)))
+            values |= {"mark_ms": mark.ms, "mark_seq": mark.seq, "limit": PAGE_ENTRIES}
+            await cursor.execute(_NEWS, values)
+            entries = [_entry(row) for row in await cursor.fetchall()]
+        changes = [change for entry in entries for change in entry.transitions()]
+        if len(entries) == PAGE_ENTRIES:
+            return changes, entries[-1].position, False
+        return changes, mark, True
+
     async def last(self, wanted: Filter, limit: int) -> list[HistoryEvent]:
         """Return the last `limit` transitions that are wanted, oldest first.
 
@@ -209,6 +235,11 @@ class Archive:
         """
         found = await self._of_syscalls(wanted, limit) if wanted.job_id else None
         return await self._search(wanted, limit) if found is None else found
+
+    async def at(self, places: Sequence[Position]) -> list[Entry]:
+        """Return the entries at positions, oldest first; those that were swept are missing."""
+        async with self._database.transaction() as cursor:
+            return (await self._at(cursor, places))[::-1]
 
     async def told(self, changes: Sequence[Transition]) -> list[HistoryEvent]:
         """Return transitions with what is known of their syscalls."""
@@ -233,7 +264,7 @@ class Archive:
             rows = await cursor.fetchall()
         if len(rows) > MOST_SYSCALLS:
             return None
-        places = sorted({place for row in rows for place in _positions(row[0])}, reverse=True)
+        places = sorted({place for row in rows for place in positions_of(row[0])}, reverse=True)
         found: list[HistoryEvent] = []
         for first in range(0, len(places), PAGE_ENTRIES):
             async with self._database.transaction() as cursor:
@@ -306,9 +337,14 @@ class History:
         self._known = KnownMetadata()
         self._archive = Archive(database, keys.prefix, self._known) if database else None
 
-    async def last(self, wanted: Filter, limit: int) -> list[HistoryEvent]:
-        """Return the last `limit` transitions that are wanted, oldest first."""
-        fresh = await self._in_journal(Position())
+    async def last(
+        self, wanted: Filter, limit: int, journal_entries: int = ALL_ENTRIES
+    ) -> list[HistoryEvent]:
+        """Return the last `limit` transitions that are wanted, oldest first.
+
+        Of the journal at most its last `journal_entries` are read.
+        """
+        fresh = await self.fresh(journal_entries)
         told = await self._archive.last(wanted, limit) if self._archive and limit else []
         found = merged(told, [each for each in fresh if wanted.matches(each)])
         return found[-limit:] if limit else []
@@ -325,15 +361,44 @@ class History:
         told = await self._archive.told(changes)
         return merged(told, fresh) if are_all else told
 
+    async def news(self, behind: Position, module: str) -> tuple[list[HistoryEvent], Position]:
+        """Return what came of a module behind a position, oldest first, and up to where that is.
+
+        For who follows one module: of the others nothing is read but their entries' names.
+        """
+        entries = await self._redis.execute(
+            "XRANGE", self._keys.journal, f"({behind}", "+", "COUNT", NEWS_ENTRIES
+        )
+        fresh = await self._told([each for each in entries if module_of_entry(each) == module])
+        end = max(behind, Position.parse(entries[-1][0])) if entries else behind
+        if self._archive is None:
+            return fresh, end
+        changes, mark, are_all = await self._archive.news(behind, module)
+        told = await self._archive.told(changes)
+        return (merged(told, fresh), max(end, mark)) if are_all else (told, mark)
+
+    async def fresh(self, limit: int = FRESH_ENTRIES) -> list[HistoryEvent]:
+        """Return what the last entries of the journal say, oldest first.
+
+        A scheduler that enters them leaves few of them there.
+        """
+        newest = await self._redis.execute(
+            "XREVRANGE", self._keys.journal, "+", "-", "COUNT", limit
+        )
+        return await self._told(newest[::-1])
+
     async def end(self) -> Position:
         """Return the position of the newest transition."""
         newest = await self.last(Filter(), 1)
         return newest[-1].transition.position if newest else Position()
 
-    async def _in_journal(self, behind: Position, limit: int = 100_000) -> list[HistoryEvent]:
+    async def _in_journal(self, behind: Position, limit: int) -> list[HistoryEvent]:
         entries = await self._redis.execute(
             "XRANGE", self._keys.journal, f"({behind}", "+", "COUNT", limit
         )
+        return await self._told(entries)
+
+    async def _told(self, entries: Sequence[Answer]) -> list[HistoryEvent]:
         changes = [change for entry in entries for change in read_entry(entry)]
         self._known.learn(changes)
         await self._look_up([each.job_id for each in changes])
@@ -358,7 +423,8 @@ def merged(told: Sequence[HistoryEvent], fresh: Sequence[HistoryEvent]) -> list[
     return [by_key[key] for key in sorted(by_key)]
 
 
-def _positions(listed: str) -> list[Position]:
+def positions_of(listed: str) -> list[Position]:
+    """Return the positions of the entries that a syscall's row names."""
     return [Position.parse(place) for place in listed.split()]
 
 

@@ -134,6 +134,13 @@ def parse_entry(entry: Answer) -> Entry | None:
     return _split(Position.parse(stream_id), module, text_of(pairs[b"t"]))
 
 
+def module_of_entry(entry: Answer) -> str:
+    """Return the module of an entry as XRANGE returns it; the empty string: it names none."""
+    fields = entry[1]
+    pairs = zip(fields[::2], fields[1::2], strict=False)
+    return text_of(next((value for name, value in pairs if name == b"q"), b""))
+
+
 def kept_entry(position: Position, module: str, text: str, anomalies: list[int]) -> Entry:
     """Return an entry that the ledger has kept."""
     entry = _split(position, module, text)

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from msgspec import Struct
 
+from aios_broker.contract.names import Module, tree_of
 from aios_broker.postgres.database import Database
 
 LOOKED_AT = 4_000  # the syscalls that were submitted last, whoever's they are: some 5 ms
@@ -21,6 +22,13 @@ _READ = b"""
      WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
        AND (%(agent)s::text IS NULL OR agent = %(agent)s)
      GROUP BY tenant, agent, program
+"""
+_FAILED = b"""
+    SELECT job_id, module, tenant, agent, program
+      FROM (SELECT job_id, module, tenant, agent, program, state, submitted_at
+              FROM syscall ORDER BY submitted_at DESC LIMIT %s) AS newest
+     WHERE state = 'failed'
+     ORDER BY submitted_at
 """
 
 
@@ -51,3 +59,29 @@ async def recent_programs(
     async with database.transaction() as cursor:
         await cursor.execute(_READ, asked)
         return [RecentProgram(*row) for row in await cursor.fetchall()]
+
+
+class FailedSyscall(Struct, frozen=True):
+    """One of the newest syscalls that has failed."""
+
+    job_id: str
+    module: Module
+    tenant: str
+    agent: str
+    program: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Its tenant, its agent, and the tree that it is of."""
+        return self.tenant, self.agent, tree_of(self.program)
+
+
+async def failed_syscalls(database: Database) -> list[FailedSyscall]:
+    """Return those of the newest syscalls that have failed, oldest first.
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    async with database.transaction() as cursor:
+        await cursor.execute(_FAILED, (LOOKED_AT,))
+        return [FailedSyscall(*row) for row in await cursor.fetchall()]

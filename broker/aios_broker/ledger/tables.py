@@ -50,6 +50,14 @@ syscall = Table(
     # Ids of the journal entries that speak of it, as Redis writes them, a space between.
     Column("entries", Text, nullable=False, server_default=""),
     Index(None, "submitted_at"),
+    # A program with all of its tree, newest first.
+    Index(
+        "ix_syscall_program",
+        "agent",
+        "program",
+        "submitted_at",
+        postgresql_ops={"program": "text_pattern_ops"},
+    ),
     # Room for a row's next state on its own page: no index has to learn of it.
     postgresql_with={"fillfactor": 70},
 )

@@ -1,4 +1,4 @@
-"""What operators and handles do with syscalls: look, cancel, hold, release, unpark, renice."""
+"""What operators and handles do with syscalls: look, cancel, retry, hold, release, renice."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -29,9 +29,28 @@ from aios_broker.redis.connection import Answer, Argument
 Outcome = Literal["done", "unknown", "ended"]
 # elsewhere: it is not parked; it runs, and may be about to be, or it waits already.
 Unparked = Literal["done", "elsewhere", "unknown", "ended"]
+# alive: it runs or waits; ended: it has not failed; bodiless: what it asked for is not kept;
+# the rest: a new syscall would be refused for it, too.
+Retried = Literal[
+    "done",
+    "alive",
+    "ended",
+    "unknown",
+    "bodiless",
+    "full",
+    "unread",
+    "core",
+    "unserved",
+    "quota",
+    "stopped",
+    "nice",
+]
 
 AT_ONCE = 64  # jobs of one step: about 3 ms of Redis' time
 SEEN_AT_ONCE = 500  # live jobs that are looked at in one step: about 1 ms
+VIEWED_AT_ONCE = 200  # jobs whose rows are read in one step: about 2 ms
+PLACES_TOLD = 1_000  # the first of each queue
+SUBJECTS_AT_ONCE = 500  # whose they may be
 
 
 class Control(Steps):
@@ -70,6 +89,17 @@ class Control(Steps):
             for outcome in await self._words(module, "unpark", job_ids)
         ]
 
+    async def retry(
+        self, job_ids: Sequence[str], *, module: Module, owner: Owner | None = None
+    ) -> list[Retried]:
+        """Run failed jobs again, each under its id, from its beginning, with a new deadline.
+
+        Whoever was told of the failure hears nothing more, unless it attaches again. `owner`: who
+        asks, to whom another agent's jobs are `unknown`; None: an operator.
+        """
+        words = await self._words(module, "retry", job_ids, iso_now(), who(owner))
+        return [msgspec.convert(word, Retried) for word in words]
+
     async def stop(self, subject: Subject, *, who: str) -> int:
         """Suspend an agent or a tenant: its syscalls are refused from now on, those alive end.
 
@@ -78,7 +108,7 @@ class Control(Steps):
         await self._call("stop", MODULES[0], [str(subject), who])
         ended = 0
         for module in MODULES:
-            ids = await self._owned(subject, module)
+            ids = await self.all_owned([subject], module)
             ended += (await self.cancel(ids, suspended(subject), module=module)).count("done")
         return ended
 
@@ -95,29 +125,32 @@ class Control(Steps):
         }
 
     async def owned(
-        self, subject: Subject, module: Module, cursor: str = "0"
+        self, subjects: Sequence[Subject], module: Module, cursor: str = "0"
     ) -> tuple[str, list[str]]:
         """Look at some live jobs: return where to go on (`0`: that was all), and those of theirs.
 
-        `subject` is an agent or a tenant.
+        `subjects` are agents, tenants or programs.
         """
-        answer = await self._call("owned", module, [str(subject), cursor, SEEN_AT_ONCE])
+        names = map(str, subjects)
+        answer = await self._call("owned", module, [cursor, SEEN_AT_ONCE, *names])
         following, *ids = (each.decode() for each in answer)
         return following, ids
+
+    async def all_owned(self, subjects: Sequence[Subject], module: Module) -> list[str]:
+        """Return the jobs of agents, tenants or programs that have not ended."""
+        found: dict[str, None] = {}
+        for first in range(0, len(subjects), SUBJECTS_AT_ONCE):
+            some, cursor = subjects[first : first + SUBJECTS_AT_ONCE], ""
+            while cursor != "0":
+                cursor, ids = await self.owned(some, module, cursor or "0")
+                found.update(dict.fromkeys(ids))
+        return list(found)
 
     async def stopped_among(self, subjects: Sequence[Subject]) -> list[Subject]:
         """Return which of these are suspended."""
         names = [str(subject) for subject in subjects]
         found = await self._execute("HMGET", self.keys.own("stopped"), *names)
         return [one for one, who in zip(subjects, found, strict=True) if who is not None]
-
-    async def _owned(self, subject: Subject, module: Module) -> list[str]:
-        """Return the jobs of an agent or a tenant that have not ended."""
-        cursor, found = await self.owned(subject, module)
-        while cursor != "0":
-            cursor, ids = await self.owned(subject, module, cursor)
-            found += ids
-        return found
 
     async def live(self, job_ids: Sequence[str], *, module: Module) -> list[bool]:
         """Tell which jobs have not ended."""
@@ -135,6 +168,15 @@ class Control(Steps):
         """Return running jobs, then waiting ones in queue order, then held and parked ones."""
         rows = await self._call("look", module, ["jobs", limit])
         return [_job_view(module, row) for row in rows]
+
+    async def jobs_of(self, job_ids: Sequence[str], module: Module) -> list[JobView]:
+        """Return those of these jobs that have not ended, with their places at queues' heads."""
+        found: list[JobView] = []
+        for first in range(0, len(job_ids), VIEWED_AT_ONCE):
+            some = job_ids[first : first + VIEWED_AT_ONCE]
+            rows = await self._call("look", module, ["some", PLACES_TOLD, *some])
+            found += [_job_view(module, row) for row in rows]
+        return found
 
     async def job(self, job_id: str, modules: Sequence[Module] = MODULES) -> JobView | None:
         """Return one job that has not ended, in whichever of these modules it is."""

@@ -40,6 +40,7 @@ STEPS = (
     "operator/unpark",
     "operator/nice",
     "operator/stop",
+    "operator/retry",
     "scheduler/lead",
     "scheduler/reorder",
     "scheduler/exchange",

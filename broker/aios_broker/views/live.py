@@ -57,9 +57,8 @@ async def owned_jobs(
     cursor = cursor or "0"
     found: list[JobView] = []
     for _ in range(OWNED_STEPS):
-        cursor, ids = await control.owned(subject, modules[place], cursor)
-        views = [await control.job(each, (modules[place],)) for each in ids]
-        found += [view for view in views if view is not None]
+        cursor, ids = await control.owned([subject], modules[place], cursor)
+        found += await control.jobs_of(ids, modules[place])
         if cursor == "0":
             place += 1
         if place == len(modules):

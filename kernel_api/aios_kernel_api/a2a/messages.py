@@ -69,7 +69,7 @@ def body_of(message: Message, context: str, core: str | None, max_tokens: int) -
         raise invalid(
             f"message.parts[0].data.{field}".rstrip("."),
             words,
-            "send a syscall as docs/reference.md has it, or text",
+            "send a syscall as /openapi.json has it, or text",
         ) from error
     return body
 

@@ -1,32 +1,32 @@
 """What is done to many programs at once: asked about with the count first, then done.
 
 POST /programs/cancel    end all that is alive of them
+POST /programs/retry     run again what has failed of them lately
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from aios_broker.contract.errors import Cancelled, InvalidRequest
+from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
+from aios_broker.ledger.programs import failed_syscalls
 from aios_broker.queues.quota import Subject
-from aios_broker.queues.records import JobView
-from aios_broker.views.live import owned_jobs
 from aios_broker.views.programs import Key
 from aios_kernel_api.identity import Caller, caller_of
 from aios_kernel_api.kernel import Kernel, kernel_of
 from aios_kernel_api.page.forms import Form, changes
-from aios_kernel_api.page.html import HEADERS
 from aios_kernel_api.page.pages import page
 from aios_kernel_api.rest.views import whose_of
 
-READ_AT_ONCE = 500
-MAX_READS = 400  # of one agent's syscalls
 NAMES_OF_A_PROGRAM = 3
-Owned = Mapping[tuple[str, str], set[str]]  # by tenant and agent: programs
+Calls = Mapping[Module, Sequence[str]]  # their ids
+Counts = Counter[str]  # what became of how many, by the kernel's word
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,74 +35,113 @@ class Bulk:
 
     path: str
     verb: str
+    done: str
     warning: str
-    find: Callable[[Kernel, Owned], Awaitable[Sequence[JobView]]]
-    do: Callable[[Kernel, Caller, Sequence[JobView]], Awaitable[None]]
+    words: Mapping[str, str]  # why it was not done, by the kernel's word
+    find: Callable[[Kernel, Sequence[Key]], Awaitable[Calls]]
+    do: Callable[[Kernel, Caller, Calls], Awaitable[Counts]]
 
     def route(self) -> Route:
         """Return the route of its form."""
 
         async def asked(request: Request, form: Form) -> Response:
             kernel, caller = kernel_of(request), caller_of(request)
-            names = [each for each in form.all("program") if each]
-            calls = await self.find(kernel, _owned(caller, map(_key, names)))
+            names = list(dict.fromkeys(each for each in form.all("program") if each))
+            calls = await self.find(kernel, _keys(caller, names))
+            count = sum(map(len, calls.values()))
             back = form.one("back")
             back = back if back.startswith("/?") else "/"
-            if form.one("confirm") != "yes":
-                return await page(
-                    request, "bulk.html", bulk=self, names=names, count=len(calls), back=back
-                )
-            await self.do(kernel, caller, calls)
-            return RedirectResponse(back, 303, HEADERS)
+            became = None
+            if form.one("confirm") == "yes":
+                became = await self.do(kernel, caller, calls)
+            return await page(
+                request,
+                "bulk.html",
+                bulk=self,
+                names=names,
+                count=count,
+                back=back,
+                became=became,
+            )
 
         return changes(self.path, asked)
 
 
-def _key(name: str) -> Key:
-    parts = name.split(" ")
-    if len(parts) != NAMES_OF_A_PROGRAM:
-        raise InvalidRequest(
-            "it is no program's name", field="program", remedy="tick programs of the list"
-        )
-    return parts[0], parts[1], parts[2]
-
-
-def _owned(caller: Caller, keys: Iterable[Key]) -> Owned:
-    """Return whose the programs are; raise UnknownAgent where one is not the caller's to see."""
-    owned: dict[tuple[str, str], set[str]] = {}
-    for tenant, agent, program in keys:
-        whose_of(caller, tenant, agent)
-        owned.setdefault((tenant, agent), set()).add(program)
-    return owned
-
-
-async def _alive(kernel: Kernel, owned: Owned) -> Sequence[JobView]:
-    found: dict[str, JobView] = {}
-    for (tenant, agent), programs in owned.items():
-        after: str | None = ""
-        for _ in range(MAX_READS):
-            if after is None:
-                break
-            some = await owned_jobs(
-                kernel.control, Subject.of_agent(agent, tenant), MODULES, READ_AT_ONCE, after
+def _keys(caller: Caller, names: Iterable[str]) -> Sequence[Key]:
+    """Return the programs; raise UnknownAgent where one is not the caller's to see."""
+    keys = []
+    for name in names:
+        parts = name.split(" ")
+        if len(parts) != NAMES_OF_A_PROGRAM:
+            raise InvalidRequest(
+                "it is no program's name", field="program", remedy="tick programs of the list"
             )
-            found.update({job.job_id: job for job in some.jobs if job.metadata.tree in programs})
-            after = some.after
-    return list(found.values())
+        tenant, agent, program = parts
+        whose_of(caller, tenant, agent)
+        keys.append((tenant, agent, program))
+    return keys
 
 
-async def _cancel(kernel: Kernel, caller: Caller, jobs: Sequence[JobView]) -> None:
+async def _alive(kernel: Kernel, keys: Sequence[Key]) -> Calls:
+    subjects = [Subject.of_program(program, agent, tenant) for tenant, agent, program in keys]
+    return {module: await kernel.control.all_owned(subjects, module) for module in MODULES}
+
+
+async def _cancel(kernel: Kernel, caller: Caller, calls: Calls) -> Counts:
     reason = Cancelled(f"{caller.agent} cancelled its program on the page")
-    for module in MODULES:
-        ids = [job.job_id for job in jobs if job.module == module]
-        await kernel.control.cancel(ids, reason, module=module)
+    became: Counts = Counter()
+    for module, ids in calls.items():
+        became.update(await kernel.control.cancel(ids, reason, module=module))
+    return became
+
+
+async def _failed(kernel: Kernel, keys: Sequence[Key]) -> Calls:
+    wanted = frozenset(keys)
+    found: dict[Module, list[str]] = {module: [] for module in MODULES}
+    for one in await failed_syscalls(kernel.needed_database):
+        if one.key in wanted:
+            found[one.module].append(one.job_id)
+    return found
+
+
+async def _retry(kernel: Kernel, _caller: Caller, calls: Calls) -> Counts:
+    became: Counts = Counter()
+    for module, ids in calls.items():
+        became.update(await kernel.control.retry(ids, module=module))
+    return became
 
 
 CANCEL = Bulk(
     "/programs/cancel",
     "Cancel",
+    "cancelled",
     "They end, waiting or running; who waits for them is told. What they have done already stays.",
+    {"ended": "had ended meanwhile", "unknown": "had ended, and are forgotten"},
     _alive,
     _cancel,
 )
-ROUTES = [CANCEL.route()]
+RETRY = Bulk(
+    "/programs/retry",
+    "Run again",
+    "submitted again",
+    "They have failed lately. Each runs from its beginning, under its own id, with a new deadline "
+    "of ten minutes; what it has done already stays, and what needs a person's approval is asked "
+    "anew. Whoever was told of the failure hears the new reply only by asking for that id. A "
+    "failed syscall is kept for an hour: of older ones what they asked for is gone.",
+    {
+        "alive": "run or wait again already",
+        "ended": "have not failed, the last time that they ran",
+        "unknown": "are not kept any more: a failed syscall is kept for an hour",
+        "bodiless": "are not kept in full any more: so many have failed since",
+        "full": "have no room in the queue",
+        "unread": "are an agent's that does not read its replies",
+        "core": "name a core that is not known any more",
+        "unserved": "name a core that no worker serves",
+        "quota": "are more than a quota of their agent or tenant allows to wait",
+        "stopped": "are of an agent or a tenant that is suspended",
+        "nice": "may not go before others any more",
+    },
+    _failed,
+    _retry,
+)
+ROUTES = [CANCEL.route(), RETRY.route()]

@@ -16,6 +16,7 @@ from aios_kernel_api.page.parts import Part, address_of, query_from
 NAVIGATION: tuple[tuple[str, str, Scope], ...] = (
     ("/", "Programs", "agent"),
     ("/approvals", "Approvals", "agent"),
+    ("/slots", "Slots", "operator"),
     ("/fleet", "Queues and workers", "operator"),
     ("/agents", "Agents", "agent"),
     ("/quotas", "Quotas", "agent"),
@@ -35,6 +36,7 @@ async def page(request: Request, template: str, **context: object) -> Response:
         path=request.url.path,
         head=part_of("head", head),
         navigation=_navigation(caller),
+        rq_dashboard=kernel_of(request).config.api_rq_dashboard_url,
         **context,
     )
     return Response(whole, 200, HEADERS, "text/html")

@@ -1,8 +1,8 @@
 """Parts of a page that are shown anew while somebody looks: what each is made of, and how often.
 
-A part is named by its address, such as `programs?state=failed`. However many tabs of a login show
-it, it is read and made once, and so seldom that it never takes more than a twentieth of the
-process's time.
+A part is named by its address, such as `programs?state=failed`. However many tabs of an agent, or
+of operators, show it, it is read and made once; and all parts that are followed at a time are made
+so seldom that together they take no more than a twentieth of a processor.
 """
 
 import asyncio
@@ -21,11 +21,12 @@ from aios_broker.contract.syscall import decode_failure, refuse_nul
 from aios_kernel_api.identity import Caller, Scope, require
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.operations import NoQuery
-from aios_kernel_api.page.csrf import csrf_of
 from aios_kernel_api.page.html import rendered
 
-SHARE = 0.05  # of a core's time, for one part
+SHARE = 0.05  # of a core's time, for all parts together
 EVERY_S = 0.5
+MOST_S = 10.0  # no longer: what stands still for so long looks dead
+FOLLOWED_S = 5.0  # what somebody has asked for so lately is followed
 UNSEEN_S = 30.0  # what nobody has asked for so long is forgotten
 MAX_ADDRESS_CHARACTERS = 2_000
 
@@ -40,7 +41,7 @@ class Part:
 
     name: str
     template: str
-    read: Reader  # returns what the template is made with, beside `caller`, `csrf` and `query`
+    read: Reader  # returns what the template is made with, beside `caller` and `query`
     query: type[Struct] = NoQuery
     scope: Scope = "agent"
 
@@ -61,7 +62,7 @@ class Parts:
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
         self._parts = parts
-        self._made: dict[tuple[str, str], _Html] = {}
+        self._made: dict[tuple[str, ...], _Html] = {}
 
     async def html(
         self, kernel: Kernel, caller: Caller, address: str, *, is_new: bool = False
@@ -75,20 +76,14 @@ class Parts:
         """
         part, query = self._read(address)
         require(caller, part.scope)
-        made = self._made.setdefault((caller.token, address), _Html())
+        made = self._made.setdefault((*_eyes(caller), address), _Html())
         async with made.lock:
             made.asked_at_s = now = time.monotonic()
             if is_new or now - made.made_at_s >= made.rest_s:
                 context = await part.read(kernel, caller, query)
-                made.html = rendered(
-                    part.template,
-                    caller=caller,
-                    csrf=csrf_of(caller.token),
-                    query=query,
-                    **context,
-                )
+                made.html = rendered(part.template, caller=caller, query=query, **context)
                 made.made_at_s = time.monotonic()
-                made.rest_s = max(EVERY_S, (made.made_at_s - now) / SHARE)
+                made.rest_s = rest_s(made.made_at_s - now, self._followed(now))
         self._forget(now)
         return made.html
 
@@ -99,10 +94,26 @@ class Parts:
             raise NotFound("the page has no such part", field="part")
         return part, query_from(dict(parse_qsl(text)), part.query)
 
+    def _followed(self, now_s: float) -> int:
+        """Return how many parts somebody follows."""
+        return sum(now_s - made.asked_at_s <= FOLLOWED_S for made in self._made.values())
+
     def _forget(self, now_s: float) -> None:
         for key, made in list(self._made.items()):
             if now_s - made.asked_at_s > UNSEEN_S and not made.lock.locked():
                 del self._made[key]
+
+
+def rest_s(took_s: float, followed: int) -> float:
+    """Return how long a part stands that took so long to make, as one of so many."""
+    return min(MOST_S, max(EVERY_S, took_s * followed / SHARE))
+
+
+def _eyes(caller: Caller) -> tuple[str, ...]:
+    """Return with whose eyes a part is seen: all operators see the same."""
+    if caller.scope == "operator":
+        return (caller.scope,)
+    return caller.scope, caller.tenant, caller.agent
 
 
 def query_from(given: Mapping[str, str], kind: type[Q]) -> Q:

@@ -1,8 +1,16 @@
 """All routes and parts of the page: each view's module has its own list."""
 
 from aios_kernel_api.page import bulk, fleet, head, live, login, programs, static
-from aios_kernel_api.page.decisions import agents, approvals, audit, settings
+from aios_kernel_api.page.decisions import (
+    agents,
+    approvals,
+    audit,
+    bulk_decisions,
+    grant_changes,
+    settings,
+)
 from aios_kernel_api.page.parts import Parts
+from aios_kernel_api.page.runs import program, slots
 
 PARTS = {
     part.name: part
@@ -13,16 +21,21 @@ PARTS = {
         approvals.LIST,
         approvals.STATE,
         audit.PART,
+        program.PART,
     )
 }
 ROUTES = (
     *programs.ROUTES,
     *bulk.ROUTES,
     *fleet.ROUTES,
+    *bulk_decisions.ROUTES,
     *approvals.ROUTES,
     *agents.ROUTES,
+    *grant_changes.ROUTES,
     *settings.ROUTES,
     *audit.ROUTES,
+    *program.ROUTES,
+    *slots.ROUTES,
     *live.ROUTES,
     *login.ROUTES,
 )

@@ -3,6 +3,9 @@
 -- ARGV  prefix, module ('ends': the queue that it is about), then
 --       'jobs', limit      rows of running, waiting, held and parked jobs
 --       'job', id          its row, or nothing when it has ended
+--       'some', head, id...   rows of those that have not ended; the place of one that waits is told
+--                          where it is among the first `head` of its queue: to look through all of a
+--                          long one for each costs too much
 --       'metadata', id...     per job what a policy needs, or 0 when it is gone
 --       'ends', whole, head, running, middle   how many wait and, unless all is in order: the
 --                          first `head` ids (all of up to `whole`), their scores, those of the last
@@ -46,6 +49,18 @@ local function jobs(c, limit)
     end
     for _, place in ipairs({c.held, c.parked}) do
         for _, id in ipairs(redis.call('ZRANGE', place, 0, limit - 1)) do add(id, false) end
+    end
+    return rows
+end
+
+local function some(c, head)
+    local places, rows = {}, {}
+    for _, at in ipairs(all_queues(c)) do
+        for i, id in ipairs(redis.call('LRANGE', at.queue, 0, head - 1)) do places[id] = i - 1 end
+    end
+    while c.at <= #c.args do
+        local id = take(c)
+        if redis.call('HEXISTS', c.live, id) == 1 then rows[#rows + 1] = view(c, id, places[id] or false) end
     end
     return rows
 end
@@ -183,6 +198,7 @@ register('look', function(c)
         return ends(c, tonumber(take(c)), tonumber(take(c)), take(c) == '1', take(c) == '1')
     end
     if what == 'jobs' then return jobs(c, tonumber(take(c))) end
+    if what == 'some' then return some(c, tonumber(take(c))) end
     if what == 'job' then
         local id = take(c)
         if redis.call('HEXISTS', c.live, id) == 0 then return {} end

@@ -11,10 +11,12 @@ register('stop', function(c)
     return redis.call('HSET', c.stopped, subject, who)
 end)
 
--- ARGV  prefix, module, subject, cursor, about how many live jobs to look at
--- Returns {the next cursor, 0 at the end; ids of the jobs that are the subject's...}.
+-- ARGV  prefix, module, cursor, about how many live jobs to look at, subject (agent:T A | tenant:T |
+--       program:T A P)...
+-- Returns {the next cursor, 0 at the end; ids of the jobs that are any subject's...}.
 register('owned', function(c)
-    local subject, cursor, most = take(c), take(c), take(c)
+    local cursor, most, wanted = take(c), take(c), {}
+    while c.at <= #c.args do wanted[take(c)] = true end
     local found = redis.call('HSCAN', c.live, cursor, 'COUNT', most)
     local answer = {found[1]}
     for i = 1, #found[2], 2 do
@@ -22,7 +24,7 @@ register('owned', function(c)
         local metadata = redis.pcall('HGET', job_key(c, id), 'aios_metadata')
         if type(metadata) == 'string' then
             local who = quota.owner(c, metadata)
-            if who.agent == subject or who.tenant == subject then answer[#answer + 1] = id end
+            if wanted[who.agent] or wanted[who.tenant] or wanted[who.program] then answer[#answer + 1] = id end
         end
     end
     return answer

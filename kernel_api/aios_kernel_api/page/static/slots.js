@@ -1,0 +1,144 @@
+// The slots of a module in time: a canvas of slices, and three charts, from one stream of events.
+//
+// The server sends each slice when it begins and again when it ends, under one number. Nothing is
+// drawn and no stream is open while the tab is hidden.
+
+import { Picture } from "./gantt.js";
+
+const MOST_POINTS = 600;
+const AGAIN_MS = 2_000;
+const TICKS_S = [1, 5, 10, 30, 60, 120, 300];
+
+const root = document.getElementById("slots");
+const picture = new Picture(document.getElementById("gantt"), {
+  windowMs: Number(root.dataset.windowMs),
+  say: (words) => put("gantt-now", words),
+});
+const points = { at: [], tokens: [], running: [], waiting: [], oldest: [] };
+const charts = [];
+let stream = null;
+let again = 0;
+let leftOut = 0;
+
+function put(id, words) {
+  const element = document.getElementById(id);
+  if (element.textContent !== words) element.textContent = words;
+  element.hidden = !words;
+}
+
+// A custom property holds `light-dark(...)` as it is written: a colour is asked of an element.
+function shade(name) {
+  const probe = document.createElement("i");
+  probe.className = `probe ${name}`;
+  root.append(probe);
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found;
+}
+
+function utc(at) {
+  return new Date(at * 1000).toISOString().slice(11, 19);
+}
+
+function chart(id, series) {
+  const holder = document.getElementById(id);
+  const axis = { stroke: shade("faint"), grid: { stroke: shade("line"), width: 1 } };
+  const made = new window.uPlot(
+    {
+      width: Math.max(200, holder.clientWidth),
+      height: 160,
+      cursor: { show: false },
+      legend: { show: series.length > 1, live: false },
+      axes: [
+        { ...axis, incrs: TICKS_S, space: 70, values: (_, splits) => splits.map(utc) },
+        { ...axis, size: 55 },
+      ],
+      scales: { y: { range: (_, least, most) => [0, Math.max(1, most * 1.1)] } },
+      series: [
+        {},
+        ...series.map(([label, , tone]) => ({ label, stroke: shade(tone), width: 2, points: { show: false } })),
+      ],
+    },
+    [points.at, ...series.map(([, values]) => values)],
+    holder,
+  );
+  charts.push({ holder, made, series });
+}
+
+function drawCharts() {
+  for (const { holder, made } of charts) {
+    made.destroy();
+    holder.replaceChildren();
+  }
+  charts.length = 0;
+  chart("chart-tokens", [["tokens/s", points.tokens, "accent"]]);
+  chart("chart-queue", [
+    ["running", points.running, "good"],
+    ["waiting", points.waiting, "warn"],
+  ]);
+  chart("chart-wait", [["s", points.oldest, "warn"]]);
+}
+
+function sampled(samples) {
+  for (const [at, tokens, running, waiting, oldest] of samples) {
+    points.at.push(at);
+    points.tokens.push(tokens);
+    points.running.push(running);
+    points.waiting.push(waiting);
+    points.oldest.push(oldest);
+  }
+  for (const values of Object.values(points)) values.splice(0, values.length - MOST_POINTS);
+  if (!samples.length) return;
+  for (const { made, series } of charts) made.setData([points.at, ...series.map(([, values]) => values)]);
+  const [, tokens, running, waiting, oldest] = samples.at(-1);
+  const longest = waiting ? `, the oldest for ${oldest.toFixed(1)} s` : "";
+  put("charts-now", `Now: ${tokens} tokens/s, ${running} running, ${waiting} waiting${longest}. Times are UTC.`);
+}
+
+function heard(news) {
+  if (news.is_new) {
+    picture.clear();
+    leftOut = 0;
+    for (const values of Object.values(points)) values.length = 0;
+  }
+  picture.take(news);
+  sampled(news.samples);
+  leftOut += news.left_out;
+  put("gantt-left-out", leftOut ? `${leftOut} short slices were too many to be drawn.` : "");
+}
+
+function close() {
+  clearTimeout(again);
+  stream?.close();
+  stream = null;
+  picture.stop();
+}
+
+function open() {
+  close();
+  if (document.hidden) return;
+  picture.start();
+  stream = new EventSource(`/slots/events?module=${encodeURIComponent(root.dataset.module)}`);
+  stream.addEventListener("slices", (event) => heard(JSON.parse(event.data)));
+  stream.addEventListener("error", () => {
+    if (stream?.readyState === EventSource.CLOSED) again = setTimeout(open, AGAIN_MS);
+  });
+  stream.addEventListener("over", close);
+}
+
+function redrawn() {
+  picture.restyle();
+  drawCharts();
+}
+
+let settle = 0;
+new ResizeObserver(() => {
+  clearTimeout(settle);
+  settle = setTimeout(redrawn, 100);
+}).observe(root);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawn);
+document.addEventListener("visibilitychange", open);
+addEventListener("pagehide", close);
+addEventListener("pageshow", (event) => event.persisted && open());
+drawCharts();
+open();
