@@ -62,6 +62,8 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     api_default_core: Name | None = None
     # Of a chat that says none; fewer where the core's context has no room for them.
     api_default_max_tokens: Annotated[int, Meta(ge=1, le=MAX_ANSWER_TOKENS)] = 4_096
+    # Where an rq-dashboard of this kernel is: the page links to it. None: it says how to run one.
+    api_rq_dashboard_url: str | None = None
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
     metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
     log_level: LogLevel = "info"
@@ -88,6 +90,8 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         parse_url(config.redis_url)
         if config.api_public_url is not None:
             check_public_url(config.api_public_url)
+        if config.api_rq_dashboard_url is not None:
+            check_dashboard_url(config.api_rq_dashboard_url)
         if config.database_url is not None:
             check_database_url(config.database_url)
         return config
@@ -107,3 +111,18 @@ def check_public_url(url: str) -> None:
         field="AIOS_API_PUBLIC_URL",
         remedy="give one as https://agents.example.org",
     )
+
+
+def check_dashboard_url(url: str) -> None:
+    """Return when an address is one that a page may link to.
+
+    Raises:
+        InvalidConfig: it is none.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.password is not None:
+        raise InvalidConfig(
+            "it is no address of a server, or has a password, which all who look would see",
+            field="AIOS_API_RQ_DASHBOARD_URL",
+            remedy="give one as http://127.0.0.1:9181",
+        )

@@ -42,6 +42,7 @@ from aios_cli.tables import say, show_json
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
+from aios_local.supervisor.record import died
 from aios_workers.model_files import (
     MINILM,
     MINILM_TOKENIZER,
@@ -174,7 +175,9 @@ def check_kernel() -> Iterator[Finding]:
         record = find_kernel()
     except KernelNotRunning as error:
         # A kernel that nobody started is not ill.
-        yield Finding("kernel", True, f"{error.message}; `aios up` starts one")
+        ill = died(current_config().state_dir)
+        detail = error.message if ill else f"{error.message}; `aios up` starts one"
+        yield Finding("kernel", not ill, detail, error.remedy or "")
         return
     failed = [process.name for process in record.processes if process.state == "failed"]
     detail = f"in a crash loop: {', '.join(failed)}" if failed else record.state

@@ -13,6 +13,14 @@ from aios_broker.contract.errors import KernelError
 from aios_broker.contract.syscall import EXPECTED, KINDS
 
 PROMPT_FIELDS = ("messages", "texts", "text")
+OTHERS = {
+    "access.register": "`aios agents register`",
+    "access.revoke_token": "`aios agents revoke`",
+    "access.approvals": "`aios approvals`",
+    "access.approve": "`aios approve`",
+    "access.deny": "`aios deny`",
+    "access.audit": "`aios audit`",
+}
 FORM_OPTIONS = "--schema, --regex or --grammar"
 _KIND = re.compile(
     rf"\b(?:{'|'.join(map(re.escape, sorted(KINDS, key=len, reverse=True)))})\b(?!=)"
@@ -33,6 +41,8 @@ def option_of_field(field: str | None, command: click.Command) -> str | None:
     """Return the option or argument that a field is given by; else the field's own name."""
     if field is None or not field.startswith("body."):
         return field
+    if field == "body.type" and any(one.name == "tool" for one in command.params):
+        return "--tool"
     name, _, rest = field.removeprefix("body.").replace("[", ".").partition(".")
     for one in command.params:
         if one.name == name and isinstance(one, click.Option):
@@ -72,4 +82,4 @@ def _commands() -> dict[str, str]:
         for name, operation in table.items()
     }
     contexts = (kind for kind in KINDS if kind.startswith("context."))
-    return found | {kind: f"`me.{kind}()` of the SDK" for kind in contexts}
+    return found | OTHERS | {kind: f"`me.{kind}()` of the SDK" for kind in contexts}

@@ -99,7 +99,9 @@ def down() -> dict[str, bool]:
         if is_running(state_dir):
             raise
         # One that was killed could not clean up.
-        StateDir(state_dir.expanduser().absolute()).remove_kv()
+        left = StateDir(state_dir.expanduser().absolute())
+        left.remove_kv()
+        left.record_path.unlink(missing_ok=True)
         return {"stopped": False}
     _stop(state_dir, record)
     return {"stopped": True}

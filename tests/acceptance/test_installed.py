@@ -54,9 +54,13 @@ def test_pip_installs_a_kernel_from_the_checkout(home: Path) -> None:
 
     aios = str(programs / "aios")
     assert run([aios, "--version"], home).stdout.startswith("aios 0.1.0 (Python 3.")
+    early = run([aios, "up", "--detach"], home)
+    assert (early.returncode, "run `aios setup`" in early.stderr) == (2, True)
+    setup = run([aios, "setup"], home, INSTALL_LIMIT_S)
+    assert setup.returncode == 0, setup.stderr
     up = run([aios, "up", "--detach"], home)
+    assert up.returncode == 0, up.stderr
     try:
-        assert up.returncode == 0, up.stderr
         answered = run([aios, "submit", "--tool", "echo", "hello"], home)
         assert answered.stdout == "hello\n", answered.stderr
         migrations = run([aios, "migrate"], home)  # they came along

@@ -270,8 +270,17 @@ def test_kill_minus_9_of_the_supervisor_leaves_no_process(tmp_path: Path) -> Non
     wait_until(lambda: not any(is_alive(pid) for pid in family))
     # The record that stayed behind deceives nobody, and the directory can be used again.
     config = KernelConfig(state_dir=state_dir)
-    with pytest.raises(KernelNotRunning):
+    with pytest.raises(KernelNotRunning, match=r"has died.*its log is .*kernel\.log"):
         find_kernel(config)
+    told = subprocess.run(
+        [sys.executable, "-m", "aios_cli", "status", "--state-dir", str(state_dir)],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (told.returncode, "nobody stopped it" in told.stderr) == (3, True)
     with EmbeddedKernel(config, programs=[]) as kernel:
         assert find_kernel(config).redis_url == kernel.redis_url
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
+from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.money import NANO_PER_UNIT
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -18,8 +19,9 @@ from aios_broker.queues.quota import Budget, QuotaRow, Quotas, Spent, Subject
 from aios_broker.queues.tokens import Identity
 from aios_broker.redis.connection import Connection
 from aios_kernel_api.app import DOORS
+from aios_kernel_api.config import ApiConfig
 from aios_kernel_api.page.login import COOKIE
-from tests.api_scene import ACME, TIMEOUT_S, ApiScene, run
+from tests.api_scene import ACME, TIMEOUT_S, ApiScene, run, serving
 from tests.page_scene import csrf_in, logged_in, send_form
 from tests.waiting import wait_until
 
@@ -328,3 +330,23 @@ def test_a_budget_is_shown_as_far_as_it_is_used(api: ApiScene) -> None:
         shown = client.get("/").text
         assert "1.00 USD of 2.50 USD this day" in shown
         assert " 40 %" in shown
+
+
+async def test_a_dashboard_is_linked_where_there_is_one(api: ApiScene) -> None:
+    at = "http://127.0.0.1:9181/?a=1&b=2"
+    async with (
+        serving(api.redis_url, api.database_url, api_rq_dashboard_url=at) as served,
+        httpx.AsyncClient(base_url=served.url, cookies={COOKIE: api.operator}) as client,
+    ):
+        assert f'href="{html.escape(at)}"' in (await client.get("/fleet")).text
+    with logged_in(api, api.operator) as plain:
+        assert "<code>rq info</code>" in plain.get("/fleet").text
+
+
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "//evil", "http://a:secret@host", "x"])
+def test_no_other_address_is_linked(url: str) -> None:
+    environ = {"AIOS_REDIS_URL": "redis://x:1", "AIOS_API_RQ_DASHBOARD_URL": url}
+    with pytest.raises(InvalidConfig) as caught:
+        ApiConfig.from_environment(environ)
+    assert caught.value.field == "AIOS_API_RQ_DASHBOARD_URL"
+    assert "secret" not in str(caught.value)

@@ -5,6 +5,7 @@ from functools import partial
 import httpx
 
 from tests.api_scene import ACME, ApiScene
+from tests.integration.test_page_decisions import asked_to_delete
 from tests.page_scene import logged_in, send_form
 from tests.waiting import wait_until
 
@@ -120,3 +121,62 @@ def test_many_programs_of_many_agents_end_at_once(api: ApiScene) -> None:
         )
         for client in clients:
             client.close()
+
+
+def test_several_approvals_are_summed_up_and_decided_at_once(api: ApiScene) -> None:
+    with (
+        api.client(api.token("page-asks")) as agent,
+        logged_in(api, api.operator) as operator,
+    ):
+        asked = [asked_to_delete(agent, f"/several-{number}.md") for number in range(3)]
+        listed = operator.get("/approvals").text
+        assert 'name="approval"' in listed
+        ids = [one["id"] for one in asked]
+        question = send_form(operator, "/approvals/decide", approval=ids[:2], decision="approve")
+        assert "Approve: 2 approvals?" in question.text
+        assert "<strong>delete</strong>: 2" in question.text
+        assert "2 things would go" in question.text
+        assert "several-0.md" in question.text
+        assert "several-2.md" not in question.text
+        assert agent.get(f"/v1/approvals/{ids[0]}").json()["state"] == "waiting"
+        given = {"approval": ids[:2], "decision": "approve", "confirm": "yes"}
+        done = send_form(operator, "/approvals/decide", **given)
+        assert "2 of 2 approved" in done.text
+        again = send_form(operator, "/approvals/decide", **given)
+        assert "0 of 0 approved" in again.text
+        assert "2 were decided already" in again.text
+        for one in asked[:2]:
+            wait_until(partial(is_finished, agent, one["syscall_id"]))
+        denied = send_form(
+            operator,
+            "/approvals/decide",
+            approval=ids,
+            decision="deny",
+            reason="not <b>now</b>",
+            confirm="yes",
+        )
+        assert "1 of 1 denied" in denied.text
+        answer = agent.get(f"/v1/syscalls/{asked[2]['syscall_id']}/wait", params={"wait_s": 10})
+        assert "not <b>now</b>" in answer.json()["error"]["message"]
+
+
+def test_who_may_not_decide_one_may_not_decide_several(api: ApiScene) -> None:
+    with (
+        api.client(api.token("page-waits")) as agent,
+        logged_in(api, api.agent) as colleague,
+        logged_in(api, api.foreigner) as stranger,
+    ):
+        one = asked_to_delete(agent, "/not-theirs.md")
+        given = {"approval": one["id"], "decision": "approve", "confirm": "yes"}
+        assert send_form(stranger, "/approvals/decide", **given).status_code == 404
+        assert send_form(colleague, "/approvals/decide", **given).status_code == 404
+        assert 'action="/approvals/decide"' not in colleague.get("/approvals").text
+        assert agent.get(f"/v1/approvals/{one['id']}").json()["state"] == "waiting"
+        with logged_in(api, api.operator) as operator:
+            for decision in ("", "nonsense"):
+                wrong = send_form(operator, "/approvals/decide", **{**given, "decision": decision})
+                assert wrong.status_code == 400
+            many = send_form(
+                operator, "/approvals/decide", **{**given, "approval": [f"{n}" for n in range(300)]}
+            )
+            assert many.status_code == 400

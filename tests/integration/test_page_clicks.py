@@ -182,10 +182,18 @@ def cost(walk: Walk) -> None:
 
 
 def end_it(walk: Walk) -> None:
-    walk.click(walk.row(HELD).get_by_role("checkbox"))
-    walk.click(walk.page.get_by_role("button", name="Cancel those"))
-    walk.click(walk.page.get_by_role("button", name="Cancel: 1 syscall"))
-    expect(walk.row(HELD)).to_contain_text("done")
+    done_to_one(walk, HELD, "Cancel those", "Cancel")
+
+
+def run_it_again(walk: Walk) -> None:
+    done_to_one(walk, BROKEN, "Run again what", "Run again")
+
+
+def done_to_one(walk: Walk, program: str, button: str, verb: str) -> None:
+    walk.click(walk.row(program).get_by_role("checkbox"))
+    walk.click(walk.page.get_by_role("button", name=button))
+    walk.click(walk.page.get_by_role("button", name=f"{verb}: 1 syscall"))
+    walk.sees(walk.page.get_by_role("heading", name="1 of 1 syscall"))
 
 
 def same_view(walk: Walk) -> None:
@@ -214,6 +222,7 @@ ANSWERS: dict[str, Callable[[Walk], None]] = {
     "What did it cost?": cost,
     "Send somebody to exactly this view": same_view,
     "End one; end fifty": end_it,
+    "Run again what failed": run_it_again,
 }
 
 

@@ -16,6 +16,7 @@ from aios_local.embedded.state import StateDir
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
+LOG_NAME = "kernel.log"
 START_REMEDY = "start one with `aios up --detach`"
 # `find_kernel` holds the lock for a moment when it asks whether anybody has it.
 LOCK_TIMEOUT_S = 0.5
@@ -70,6 +71,11 @@ def read_record(state_dir: Path) -> KernelRecord:
     """
     state = StateDir(state_dir.expanduser().absolute())
     if not is_running(state.path):
+        if died(state.path):
+            raise KernelNotRunning(
+                f"the kernel on {state.path} has died: nobody stopped it",
+                remedy=f"its log is {state.log_dir / LOG_NAME}; `aios up --detach` starts it again",
+            )
         raise KernelNotRunning(f"no kernel runs on {state.path}", remedy=START_REMEDY)
     try:
         return msgspec.json.decode(state.record_path.read_bytes(), type=KernelRecord)
@@ -78,6 +84,12 @@ def read_record(state_dir: Path) -> KernelRecord:
             f"the kernel on {state.path} is only just starting or stopping",
             remedy="try again in a moment",
         ) from error
+
+
+def died(state_dir: Path) -> bool:
+    """Tell whether a kernel ended that nobody stopped: it has left its record behind."""
+    state = StateDir(state_dir.expanduser().absolute())
+    return state.record_path.exists() and not is_running(state.path)
 
 
 def is_running(state_dir: Path) -> bool:

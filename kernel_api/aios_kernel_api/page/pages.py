@@ -36,6 +36,7 @@ async def page(request: Request, template: str, **context: object) -> Response:
         path=request.url.path,
         head=part_of("head", head),
         navigation=_navigation(caller),
+        rq_dashboard=kernel_of(request).config.api_rq_dashboard_url,
         **context,
     )
     return Response(whole, 200, HEADERS, "text/html")

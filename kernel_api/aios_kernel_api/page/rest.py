@@ -18,6 +18,7 @@ from aios_kernel_api.page.parts import query_from
 from aios_kernel_api.rest import access, rights, settings, views
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Struct)
 _OPERATION_OF: dict[Handler, Operation] = {
     handler: operation
     for operation, handler in (
@@ -60,14 +61,19 @@ async def ask(
         kernel,
         caller,
         query_from(query, operation.query),
-        None if body is None else _read(body, operation.body),
+        None if body is None else read_body(body, operation.body),
         path,
     )
     refuse_nul(dict(path))
     return await handler(asked)
 
 
-def _read(given: Mapping[str, object], kind: type[Struct]) -> Struct:
+def read_body(given: Mapping[str, object], kind: type[S]) -> S:
+    """Return what a form gives as what is asked for.
+
+    Raises:
+        InvalidSyscall: a value is wrong, or missing; `field` names it.
+    """
     refuse_nul(dict(given))
     try:
         return msgspec.convert(given, kind, strict=False)

@@ -1,7 +1,14 @@
 """All routes and parts of the page: each view's module has its own list."""
 
 from aios_kernel_api.page import bulk, fleet, head, live, login, programs, static
-from aios_kernel_api.page.decisions import agents, approvals, audit, settings
+from aios_kernel_api.page.decisions import (
+    agents,
+    approvals,
+    audit,
+    bulk_decisions,
+    grant_changes,
+    settings,
+)
 from aios_kernel_api.page.parts import Parts
 from aios_kernel_api.page.runs import program, slots
 
@@ -21,8 +28,10 @@ ROUTES = (
     *programs.ROUTES,
     *bulk.ROUTES,
     *fleet.ROUTES,
+    *bulk_decisions.ROUTES,
     *approvals.ROUTES,
     *agents.ROUTES,
+    *grant_changes.ROUTES,
     *settings.ROUTES,
     *audit.ROUTES,
     *program.ROUTES,

@@ -223,8 +223,10 @@ def _conclude(options: DemoOptions, runs: list[PolicyRun]) -> bool:
     broken = broken_promises(round_robin, fifo)
     for line in broken:
         say(f"FAILED: {line}", err=True)
-    if broken and any((run.others_share or 0.0) > DISTURBED_SHARE for run in runs):
-        say("Other programs took part of the processors all the time: try it on a quiet machine.")
+    if any((run.others_share or 0.0) > DISTURBED_SHARE for run in runs) and options.core == "llama":
+        say(
+            "Other programs had part of the processors all the time: on a quiet machine it is more."
+        )
     if not broken:
         say(promises_kept(round_robin, fifo))
     return not broken

@@ -14,6 +14,7 @@ from aios_broker.queues.quota import ANYBODY
 from aios_kernel_api.identity import Caller, caller_of
 from aios_kernel_api.kernel import Kernel, kernel_of
 from aios_kernel_api.operations import Asked, path_of
+from aios_kernel_api.page.decisions.grant_changes import OBJECT_KINDS, ROLES, VERBS
 from aios_kernel_api.page.decisions.settings import LIMITS
 from aios_kernel_api.page.forms import Form, changes, shows
 from aios_kernel_api.page.html import HEADERS
@@ -113,7 +114,15 @@ def _lists(path: str, handler: Callable[[Asked[Any, Any]], Awaitable[Page[Any]]]
         query = query_from(dict(request.query_params), AccessQuery)
         kernel, caller = kernel_of(request), caller_of(request)
         found = await ask(kernel, caller, handler, query=_page(query))
-        return await page(request, f"decisions{path}.html", found=found, query=query)
+        return await page(
+            request,
+            f"decisions{path}.html",
+            found=found,
+            query=query,
+            roles=ROLES,
+            verbs=VERBS,
+            object_kinds=OBJECT_KINDS,
+        )
 
     return shows(path, view_list)
 

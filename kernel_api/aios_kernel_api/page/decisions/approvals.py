@@ -64,7 +64,10 @@ async def listed(kernel: Kernel, caller: Caller, query: ApprovalListQuery) -> Ma
     wanted = {"limit": str(PAGE_LENGTH), "after": query.after or ""}
     if query.state != "all":
         wanted["state"] = query.state
-    return {"found": await ask(kernel, caller, access.approvals, query=wanted)}
+    return {
+        "found": await ask(kernel, caller, access.approvals, query=wanted),
+        "decides": await decides(kernel, caller),
+    }
 
 
 async def state(kernel: Kernel, caller: Caller, query: ApprovalId) -> Mapping[str, object]:
@@ -78,7 +81,8 @@ STATE = Part("approval", "decisions/approval_state.html", state, ApprovalId)
 
 async def view(request: Request) -> Response:
     """Show what waits, or has waited."""
-    return await live_page(request, "decisions/approvals.html", LIST, states=STATES)
+    may = await decides(kernel_of(request), caller_of(request))
+    return await live_page(request, "decisions/approvals.html", LIST, states=STATES, decides=may)
 
 
 async def view_one(request: Request) -> Response:
@@ -195,10 +199,15 @@ async def _decided(request: Request, handler: Handler, body: Mapping[str, object
 
 async def _may_decide(kernel: Kernel, caller: Caller, found: Approval) -> bool:
     """Tell whether a form is shown; whether it really may, the decision itself asks."""
-    if caller.scope == "operator":
-        return True
     if (found.tenant, found.agent) == (caller.tenant, caller.agent):
         return False
+    return await decides(kernel, caller)
+
+
+async def decides(kernel: Kernel, caller: Caller) -> bool:
+    """Tell whether who looks decides for others at all."""
+    if caller.scope == "operator":
+        return True
     known = await ask(kernel, caller, access.agents, query={"agent": caller.agent})
     return any(one.decides for one in known.items)
 
