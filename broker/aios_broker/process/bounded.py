@@ -122,7 +122,7 @@ class ForkServer:
                 stdin=its_end.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                process_group=0,
+                start_new_session=True,
                 # One thread, as it forks; nothing of what the worker was told.
                 env={"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
             )
