@@ -56,6 +56,7 @@ STATUS: dict[type[KernelError], int] = {
     errors.CoreKeyRefused: 502,
     errors.CoreAccountExhausted: 502,
     errors.CoreBusy: 503,
+    errors.FormNotKept: 502,
     errors.DeadlineExceeded: 504,
     errors.Cancelled: 409,
     errors.ContextChanged: 409,

@@ -48,6 +48,7 @@ EXIT_USAGE = 2  # click's own, for options and arguments that it does not know
 EXIT_UNAVAILABLE = 3
 EXIT_REJECTED = 4
 EXIT_TIMEOUT = 5
+EXIT_CUT = 6  # an answer of a promised form ran out of tokens before its end
 EXIT_INTERRUPTED = 130
 EXIT_CODE_OF: dict[type[KernelError], int] = {
     Unavailable: EXIT_UNAVAILABLE,
@@ -59,7 +60,7 @@ EXIT_CODE_OF: dict[type[KernelError], int] = {
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or setting, 3 the kernel does not answer, "
     "4 refused (unknown id, module, core; value out of range; too long; queue full), "
-    "5 no reply in time, 130 interrupted."
+    "5 no reply in time, 6 cut before the end of its form, 130 interrupted."
 )
 
 NAME = "aios-cli"  # what CLIENT LIST shows

@@ -31,7 +31,7 @@ from aios_cli.call import (
     option_of,
     text_or_stdin,
 )
-from aios_cli.session import EXIT_CODES, Operator, with_kernel
+from aios_cli.session import EXIT_CODES, EXIT_CUT, Operator, with_kernel
 from aios_cli.syscalls import find
 from aios_cli.tables import say, show_json
 
@@ -114,7 +114,17 @@ def submit(**values: object) -> None:
 
     reply = with_kernel(work)
     if reply is not None:
+        is_cut = isinstance(reply.result, ChatResult) and _is_cut(reply.result)
+        if is_cut and not options.as_json:
+            say("cut: the answer ran out of max_tokens before its end", err=True)
+        if is_cut and "format" in options.chat:
+            show_json(reply) if options.as_json else _show_timings(reply)
+            raise SystemExit(EXIT_CUT)
         conclude(reply, _show_timings, as_json=options.as_json)
+
+
+def _is_cut(result: ChatResult) -> bool:
+    return any(each.finish_reason == "length" for each in result.choices or (result,))
 
 
 def take_chat_fields(values: Fields) -> Fields:

@@ -301,10 +301,24 @@ WORKER_MUTANTS = (
         TOOLS_TEST,
     ),
     Mutant(
+        "forms: a finished answer is not looked at",
+        "workers/aios_workers/llm/finished.py",
+        "if why is not None:",
+        "if why is not None and not text:",
+        "tests/unit/test_finished.py",
+    ),
+    Mutant(
+        "forms: bounds that are rounded pass",
+        "workers/aios_workers/llm/schemas.py",
+        "int(float(value)) != value",
+        "value != value",
+        "tests/unit/test_forms.py",
+    ),
+    Mutant(
         "tools: references lead out of the schema",
-        "workers/aios_workers/llm/tools.py",
-        "key: root + value[1:]",
-        "key: value",
+        "workers/aios_workers/llm/schemas.py",
+        '"$ref": root + target[1:]',
+        '"$ref": target',
         TOOLS_TEST,
     ),
     Mutant(

@@ -37,6 +37,7 @@
     │   │   ├── CoreKeyRefused           its endpoint refuses its key
     │   │   ├── CoreAccountExhausted     its account has no money or quota left
     │   │   └── CoreBusy                 its endpoint asks for a pause, again and again
+    │   ├── FormNotKept              the answer breaks its form, or was cut before its end
     │   ├── DeadlineExceeded         it outlived its `deadline_s`
     │   ├── Cancelled                somebody cancelled it
     │   ├── ContextChanged           another syscall rewrote the context meanwhile
@@ -280,6 +281,10 @@ class CoreAccountExhausted(CoreError):
 
 class CoreBusy(CoreError):
     """The endpoint of a remote core asks for a pause, again and again; `retry_after_s` is set."""
+
+
+class FormNotKept(Failed):
+    """The answer breaks the form that was asked for, or was cut before its end; it is told."""
 
 
 class DeadlineExceeded(Failed):

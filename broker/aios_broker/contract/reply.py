@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.access import AccessResult
-from aios_broker.contract.errors import ErrorBody, KernelError, from_wire
+from aios_broker.contract.errors import ErrorBody, FormNotKept, KernelError, from_wire
 from aios_broker.contract.llm import Message, ToolCall
 from aios_broker.contract.memory import MemoryResult
 from aios_broker.contract.storage import StorageResult
@@ -99,6 +99,25 @@ class ChatResult(Struct, frozen=True, omit_defaults=True, tag="llm.chat"):
     reasoning: str = ""  # what the model thought before it answered; no part of `text`
     core: str = ""  # who answered; with a fallback it may be another than was asked
     stopped_by: str = ""  # the string of `stop` that ended it, where the kernel looks for them
+
+    def parsed(self) -> object:
+        """Return the answer read as JSON.
+
+        Raises:
+            FormNotKept: it was cut at `max_tokens`, or is no JSON.
+        """
+        if self.finish_reason == "length":
+            raise FormNotKept(
+                f"the answer was cut after {self.usage.output_tokens} tokens, before its end",
+                field="body.max_tokens",
+                remedy="allow more of them",
+            )
+        try:
+            return msgspec.json.decode(self.text)
+        except msgspec.DecodeError as error:
+            raise FormNotKept(
+                f"the answer is no JSON: {error}", field="body.format", remedy="ask for a form"
+            ) from error
 
 
 class EmbedResult(Struct, frozen=True, omit_defaults=True, tag="llm.embed"):

@@ -45,6 +45,7 @@ from aios_workers.llm.core import (
     characters_of,
 )
 from aios_workers.llm.fallback import Fallback, Progress
+from aios_workers.llm.finished import FinishedAnswers
 from aios_workers.llm.generation import Generation
 from aios_workers.llm.options import check_core, check_images, check_options, limit_of
 from aios_workers.llm.slicing import Cutting
@@ -79,6 +80,7 @@ class LlmHandler:
         self._entry = entry  # None: what runs here costs nothing
         self._kernel = kernel
         self._reader = Reader()
+        self._finished = FinishedAnswers()
         self._cutting = Cutting(core)
         self._fallback = Fallback(core.info, kernel)
         self._contexts = ContextService(core, kernel.contexts, self._reader)
@@ -162,6 +164,8 @@ class LlmHandler:
         toolbox = toolbox_of(body, self._core.info.capabilities)
         if toolbox is not None and self._core.info.capabilities.native_calls:
             toolbox = replace(toolbox, forced=False)  # a forced call comes as any other does
+        if self._core.info.capabilities.text_ids:
+            await self._finished.prepare(body)
         render = partial(prompt_ids, self._core, toolbox=toolbox)
         kind = Generation if body.beam_width is None else BeamGeneration
         begun = run.lease.has_snapshot
@@ -178,6 +182,8 @@ class LlmHandler:
                 error.field = "body.tools" if body.format is None else "body.format"
             raise
         if isinstance(outcome, Done) and isinstance(outcome.result, ChatResult):
+            held = plan.request.constraint is not None
+            await self._finished.check(body, outcome.result, toolbox, holds_calls=held)
             return Done(await self._concluded(run, syscall, body, outcome.result, render))
         return outcome
 
@@ -240,6 +246,7 @@ class LlmHandler:
     async def close(self) -> None:
         """Close the core, when nothing of it is used any more."""
         await self._reader.close()
+        await self._finished.close()
         await self._core.close()
 
     async def _plan(

@@ -247,6 +247,9 @@ def _wrong_tools(body: LlmChat) -> Found:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         yield _nonsense("tools", f"two tools have the name {twice!r}", "name each tool once")
+    ids = [each.parameters["$id"] for each in body.tools if "$id" in each.parameters]
+    if any(ids.count(each) > 1 for each in ids):
+        yield _nonsense("tools", "two tools have schemas of one `$id`", "leave it out of them")
     if names and body.tool_choice not in ("auto", "none", "required", *names):
         yield _nonsense(
             "tool_choice",

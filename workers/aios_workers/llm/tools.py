@@ -30,6 +30,7 @@ from aios_workers.llm.chat.calls import (
 from aios_workers.llm.chat.reasoning import ReasoningTags
 from aios_workers.llm.chat.tags import call_tags
 from aios_workers.llm.core import Capabilities, Constraint, Core
+from aios_workers.llm.schemas import moved, refers
 
 CALL_BEGIN, CALL_END = HERMES.call_begin, HERMES.call_end
 
@@ -59,8 +60,6 @@ _JSON_STYLE = {
         "lenient": False,
     }
 }
-# Keywords of a JSON schema whose values are data, in which "$ref" means nothing.
-_DATA = frozenset({"const", "enum", "default", "examples"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +149,8 @@ def _one_call(
     tool: Tool, arguments_key: str, key: str, definitions: dict[str, Any]
 ) -> dict[str, Any]:
     arguments = parameters_of(tool)
-    moved = _moved(arguments, f"#/$defs/{key}")
-    if moved != arguments:  # it refers to parts of itself, which have moved
-        definitions[key] = moved
+    if refers(arguments):  # to parts of itself, which move
+        definitions[key] = moved(arguments, f"#/$defs/{key}", f"urn:aios:{key}")
         arguments = {"$ref": f"#/$defs/{key}"}
     return {
         "type": "object",
@@ -167,22 +165,6 @@ def parameters_of(tool: Tool) -> dict[str, Any]:
     if not tool.parameters:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     return {"type": "object", **tool.parameters}
-
-
-def _moved(schema: Any, root: str) -> Any:  # noqa: ANN401 - any JSON
-    """Return a schema whose references to its own root lead to `root`."""
-    if isinstance(schema, list):
-        return [_moved(each, root) for each in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    return {
-        key: root + value[1:]
-        if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else value
-        if key in _DATA
-        else _moved(value, root)
-        for key, value in schema.items()
-    }
 
 
 # How they are shown.

@@ -6,14 +6,17 @@
 import { morph } from "./morph.js";
 
 const SETTLE_MS = 150; // parts scroll in and out of view
+const OPENS_MS = 5_000; // the server says something at once: a stream without that is held up
 const SILENT_MS = 15_000; // the server says something every 5 s: a stream that does not is held up
 const POLL_MS = 2_000; // in place of a stream that does not get through
 const AGAIN_MS = 2_000;
+const STREAMS = 3; // of all tabs: a browser opens six connections to a host, and loads pages by those, too
 
 const banner = document.getElementById("connection");
 const inView = new Set();
 let stream = null;
 let opened = ""; // the addresses that the stream is for
+let release = null; // lets another tab have this one's stream
 let isHeldUp = false; // streams do not get through: something between buffers them
 let settle = 0;
 let silence = 0;
@@ -51,21 +54,35 @@ function close() {
   clearTimeout(again);
   stream?.close();
   stream = null;
+  release?.();
+  release = null;
   opened = "";
 }
 
-function heard() {
+// Resolves to what gives the stream back; null: other tabs have all of them, so this one asks instead.
+function permitted(number = 0) {
+  if (!navigator.locks) return Promise.resolve(() => {}); // there only on this machine, or by TLS
+  if (number === STREAMS) return Promise.resolve(null);
+  return new Promise((resolve) => {
+    navigator.locks.request(`aios-stream-${number}`, { ifAvailable: true }, (lock) => {
+      if (lock) return new Promise((free) => resolve(free)); // held until then
+      resolve(permitted(number + 1));
+      return undefined;
+    });
+  });
+}
+
+function heard(patienceMs = SILENT_MS) {
   clearTimeout(silence);
   silence = setTimeout(() => {
     isHeldUp = true;
     restart();
-  }, SILENT_MS);
+  }, patienceMs);
 }
 
 function open(addresses) {
-  opened = addresses.join("\n");
   stream = new EventSource(`/live?${query(addresses)}`);
-  heard();
+  heard(OPENS_MS);
   stream.addEventListener("beat", () => {
     heard();
     if (banner.dataset.why === "away") {
@@ -132,15 +149,20 @@ async function pollOnce(addresses) {
   if (mine === turn) poll = setTimeout(() => pollOnce(addresses), POLL_MS);
 }
 
-function restart() {
+async function restart() {
   close();
   const addresses = document.hidden ? [] : wanted();
   if (!addresses.length) return;
-  if (isHeldUp) {
-    opened = addresses.join("\n");
-    pollOnce(addresses);
-  } else {
+  opened = addresses.join("\n");
+  const mine = turn;
+  const free = isHeldUp ? null : await permitted();
+  if (mine !== turn) {
+    free?.();
+  } else if (free) {
+    release = free;
     open(addresses);
+  } else {
+    pollOnce(addresses);
   }
 }
 

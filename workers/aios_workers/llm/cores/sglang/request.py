@@ -14,7 +14,7 @@ from typing import Any
 from aios_broker.contract.errors import UnsupportedOption
 from aios_broker.contract.llm import PENALTIES, given_fields
 from aios_workers.llm.chat.tags import tags_format
-from aios_workers.llm.constraint import FIELDS, JSON_STYLE
+from aios_workers.llm.constraint import FIELDS, JSON_STYLE, narrowed_constraint
 from aios_workers.llm.core import Constraint, CoreInfo, GenerationRequest, Sampling, kv_key
 from aios_workers.llm.cores.sglang.client import Description
 
@@ -45,6 +45,8 @@ _CHANGE_LOGPROBS = PENALTIES | {"logit_bias"}
 
 def constraint_params(constraint: Constraint, backend: str | None) -> dict[str, str]:
     """Return the sampling parameter by which a server holds an answer to a form."""
+    if backend == LLGUIDANCE:
+        constraint = narrowed_constraint(constraint)
     match constraint.kind:
         case "json" if backend == LLGUIDANCE:
             # Said in the schema it outweighs the server's flags.

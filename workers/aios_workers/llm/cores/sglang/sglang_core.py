@@ -268,7 +268,9 @@ class SGLangCore(BaseCore[Vocabulary]):
         async with self._compiling:  # half a second for a vocabulary of 128,000, once
             if self._compiler is None:
                 self._compiler = await asyncio.to_thread(self.vocabulary.compiler)
-        matcher = self._compiler.start(read_constraint(constraint, grammar_backend))
+        matcher = self._compiler.start(
+            read_constraint(constraint, grammar_backend), narrow=grammar_backend == LLGUIDANCE
+        )
         return ConstrainedAnswer(matcher, grammar_backend)
 
     @contextlib.asynccontextmanager

@@ -1,0 +1,168 @@
+"""The page for all kinds of readers: by keyboard alone, behind a proxy, with a wrong clock."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from aios_kernel_api.page.login import COOKIE
+from tests.api_scene import ACME, ApiScene
+from tests.integration.test_page_browser import CHAT
+from tests.integration.test_page_decisions import asked_to_delete
+from tests.page_scene import NARROW, Reader, findings, visit
+
+TABS = 10
+MANY_KEYS = 80  # more than there are places to reach by Tab on these pages
+
+
+def reach(page: Page, name: str) -> None:
+    """Go to a button or a link by Tab alone; what has the focus must show it."""
+    for _ in range(MANY_KEYS):
+        page.keyboard.press("Tab")
+        focused = page.evaluate(
+            "(() => { const at = document.activeElement; const look = getComputedStyle(at);"
+            " return [at.innerText || at.getAttribute('aria-label') || '',"
+            " look.outlineStyle, at === document.body]; })()"
+        )
+        text, outline, is_nothing = focused
+        assert is_nothing or outline != "none", f"no focus is seen on {text!r}"
+        if name in text:
+            return
+    pytest.fail(f"{name} is not reached by the keyboard")
+
+
+def test_a_parked_delete_is_approved_by_the_keyboard_alone(api: ApiScene, browser: Browser) -> None:
+    with api.client(api.token()) as agent:
+        one = asked_to_delete(agent, "/by-keyboard.md")
+        with visit(browser, api, api.operator, f"/approvals/{one['id']}") as page:
+            reach(page, "Approve")
+            page.keyboard.press("Enter")
+            expect(page.get_by_text("What it allowed has run")).to_be_visible()
+
+
+def test_a_program_is_cancelled_by_the_keyboard_alone(api: ApiScene, browser: Browser) -> None:
+    with api.client(api.token("by-keyboard")) as agent:
+        agent.post("/v1/syscalls", json={"body": CHAT, "program": "typed"})
+        with visit(browser, api, api.operator, f"/?agent=by-keyboard&tenant={ACME}") as page:
+            expect(page.get_by_role("row").filter(has_text="typed")).to_contain_text("running")
+            reach(page, "Tick typed")
+            page.keyboard.press("Space")
+            reach(page, "Cancel those")
+            page.keyboard.press("Enter")
+            expect(page.get_by_role("heading", name="Cancel: 1 program?")).to_be_visible()
+            reach(page, "Cancel: 1 syscall")
+            page.keyboard.press("Enter")
+            expect(page.get_by_role("heading", name="1 of 1 syscall cancelled")).to_be_visible()
+
+
+@pytest.mark.slow
+def test_ten_tabs_of_one_login_all_follow(api: ApiScene, browser: Browser) -> None:
+    context = browser.new_context()
+    context.add_cookies([{"name": COOKIE, "value": api.operator, "url": api.url}])
+    try:
+        pages = [context.new_page() for _ in range(TABS)]
+        for page in pages:
+            page.goto(f"{api.url}/?agent=in-ten-tabs&tenant={ACME}")
+        with api.client(api.token("in-ten-tabs")) as agent:
+            agent.post(
+                "/v1/syscalls", json={"body": {"type": "tool.echo"}, "program": "everywhere"}
+            )
+            for page in pages:
+                page.bring_to_front()
+                expect(page.get_by_role("row").filter(has_text="everywhere")).to_be_visible()
+    finally:
+        context.close()
+
+
+def test_the_clock_of_the_browser_does_not_matter(api: ApiScene, browser: Browser) -> None:
+    with visit(browser, api, api.operator, "/?agent=wrong-clock&tenant=acme") as page:
+        page.clock.install(time="1999-12-31T23:59:59")
+        page.reload()
+        with api.client(api.token("wrong-clock")) as agent:
+            agent.post("/v1/syscalls", json={"body": {"type": "tool.echo"}, "program": "on-time"})
+        row = page.get_by_role("row").filter(has_text="on-time")
+        expect(row).to_be_visible()
+        expect(row).to_contain_text("s ago")
+
+
+def test_names_of_the_greatest_length_fit_a_narrow_screen(api: ApiScene, browser: Browser) -> None:
+    agent, program = "a" * 128, "p" * 128
+    with api.client(api.token(agent)) as client:
+        client.post("/v1/syscalls", json={"body": {"type": "tool.echo"}, "program": program})
+    where = f"/?agent={agent}&tenant={ACME}"
+    with visit(browser, api, api.operator, where, Reader(width=NARROW)) as page:
+        expect(page.get_by_role("row").filter(has_text=program)).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= NARROW
+        assert findings(page) == []
+
+
+class BufferingProxy:
+    """A proxy that passes an answer on only when it is whole: a stream never is."""
+
+    def __init__(self, url: str) -> None:
+        self._host, _, port = url.removeprefix("http://").partition(":")
+        self._port = int(port)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self.url = ""
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(self._host, self._port)
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+            kept = [line for line in head[1:] if not line.lower().startswith(b"connection")]
+            back.write(b"\r\n".join([head[0], b"connection: close", *kept]))
+            writer.write(await there.read(-1))  # all of it, or nothing
+            await writer.drain()
+        finally:
+            for one in (back, writer):
+                one.close()
+                with suppress(ConnectionError):
+                    await one.wait_closed()
+
+    async def _close(self) -> None:
+        self._server.close()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        """Serve for the length of a block; yield the address."""
+        self._thread.start()
+        try:
+            asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+            yield self.url
+        finally:
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+
+@pytest.mark.slow
+def test_behind_a_proxy_that_holds_streams_back_it_asks_instead(
+    api: ApiScene, browser: Browser
+) -> None:
+    with BufferingProxy(api.url).running() as url, api.client(api.token("behind-proxy")) as agent:
+        context = browser.new_context()
+        try:
+            context.add_cookies([{"name": COOKIE, "value": api.operator, "url": url}])
+            page = context.new_page()
+            with page.expect_request("**/parts?*", timeout=30_000):
+                page.goto(f"{url}/?agent=behind-proxy&tenant={ACME}")
+            agent.post("/v1/syscalls", json={"body": {"type": "tool.echo"}, "program": "asked-for"})
+            expect(page.get_by_role("row").filter(has_text="asked-for")).to_be_visible()
+        finally:
+            context.close()
