@@ -35,8 +35,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 from aios_broker.contract.names import SearchMode  # noqa: E402
 from aios_broker.postgres.store import AgentRow, Store  # noqa: E402
+from aios_workers.search.corpora import NoteQuery  # noqa: E402
 from aios_workers.search.minilm import NAME, MiniLm  # noqa: E402
-from aios_workers.search.ranking import NoteQuery, find  # noqa: E402
+from aios_workers.search.ranking import find  # noqa: E402
 from benchmarks.provenance import commit_of, today  # noqa: E402
 from benchmarks.search.notes import DIMENSION, Synthetic, Vectors, database, insert  # noqa: E402
 from benchmarks.search.questions import REPEATED, REWORDED, others  # noqa: E402

@@ -238,49 +238,5 @@ BEGIN RETURN (
                         WHERE NOT aios_holds(kind, object_id, v)))
 ); END $$;
 
--- Search. Under row-level security Postgres does not ask the index of words first: the match could
--- tell of rows that are not seen. So these match, and look themselves at what the session's agent
--- may see; the rows are then read under row-level security as all others. They return up to `most`
--- keys; of these owners alone, or all.
-
-CREATE FUNCTION aios_note_matches(query tsquery, owners bigint[], most integer)
-    RETURNS TABLE (id text)
-    STABLE SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
-#variable_conflict use_column
-DECLARE blocks bigint[] := aios_blocks('see'); notes text[] := aios_notes('see');
-BEGIN RETURN QUERY
-    SELECT n.id FROM note n WHERE n.words @@ query
-       AND (owners IS NULL OR n.owner_id = ANY (owners))
-       AND (n.owner_id = aios_agent_id() OR n.owner_id = ANY (blocks) OR n.id = ANY (notes))
-     LIMIT most;
-END $$;
-
-CREATE FUNCTION aios_file_chunk_matches(query tsquery, owners bigint[], most integer)
-    RETURNS TABLE (file_id bigint, ordinal integer)
-    STABLE SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
-#variable_conflict use_column
-DECLARE files bigint[] := aios_files('see');
-BEGIN RETURN QUERY
-    SELECT c.file_id, c.ordinal FROM file_chunk c WHERE c.words @@ query
-       AND (owners IS NULL OR c.owner_id = ANY (owners))
-       AND (c.owner_id = aios_agent_id() OR c.file_id = ANY (files))
-     LIMIT most;
-END $$;
-
--- Mounts are their agent's alone: no grant reaches them.
-CREATE FUNCTION aios_mount_chunk_matches(query tsquery, owners bigint[], most integer)
-    RETURNS TABLE (file_id bigint, ordinal integer)
-    STABLE SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
-#variable_conflict use_column
-BEGIN RETURN QUERY
-    SELECT c.file_id, c.ordinal FROM mount_chunk c
-     WHERE c.words @@ query AND c.owner_id = aios_agent_id() LIMIT most;
-END $$;
-
-REVOKE ALL ON FUNCTION aios_note_matches, aios_file_chunk_matches, aios_mount_chunk_matches
-    FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION aios_note_matches, aios_file_chunk_matches, aios_mount_chunk_matches
-    TO aios_agent, aios_steward;
-
 RESET ROLE;
 REVOKE CREATE ON SCHEMA public FROM aios_steward;

@@ -66,6 +66,7 @@ def upgrade() -> None:
         check_server()
     op.execute("CREATE EXTENSION IF NOT EXISTS vector")
     execute_file("roles")
+    execute_file("texts")
     for table in metadata.sorted_tables:
         op.execute(CreateTable(table))
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
@@ -77,6 +78,7 @@ def upgrade() -> None:
     execute_file("audit")
     execute_file("policies")
     execute_file("limits")
+    execute_file("words")
     op.execute("SET LOCAL ROLE aios_steward")  # the owner sees and adds no row of this table
     for kind, limit in DEFAULT_LIMITS.items():
         if limit.most is not None:

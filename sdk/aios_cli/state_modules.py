@@ -33,58 +33,11 @@ from aios_cli.call import (
 )
 from aios_cli.results import show_result
 from aios_cli.session import EXIT_CODES, Operator, with_kernel
+from aios_cli.state_words import FLAGS, WORDS
 from aios_cli.tables import say
 
 LOOK_S = 1.0  # between looks at whether it waits for a person
 SHARED_VERBS = ("read", "search")
-
-# What the options mean, where an operation does not say it in words of its own.
-WORDS = {
-    "after": "The last one of the page before",
-    "agent": "An agent",
-    "at": "As it was at this Unix time, s",
-    "bytes": "Size of the block in Redis",
-    "category": "Its category",
-    "context": "One line on what it is about",
-    "core": "Whose model does that",
-    "correlated_s": "References so close are one",
-    "dry_run": "Show the plan and do nothing",
-    "evolve": "Let a model label and link it",
-    "follow_links": "Also those that the found ones are linked with",
-    "group": "A privilege group",
-    "group_by": "One hit for each of these",
-    "held": "Those that it holds on others' objects",
-    "high": "Swap from here ...",
-    "if_version": "Only if it is of this version still",
-    "k": "At most so many",
-    "keywords": "What it is about; may be repeated",
-    "limit": "At most so many",
-    "link": "By a link that reads one file",
-    "links": "A note that it belongs with; may be repeated",
-    "low": "... down to here",
-    "max_bytes": "At most so much of it",
-    "max_tokens": "Of the text",
-    "metadata": "More of it, as an object",
-    "mode": "By meaning, by words, or by both (hybrid)",
-    "offset": "From this byte on",
-    "overwrite": "Over a file that is there",
-    "owner": "Another agent, whose it is",
-    "path": "Only below this",
-    "recursive": "With all below",
-    "searchable": "Its texts are found by `aios files search`",
-    "shared": "Also among what others share",
-    "tags": "A label; may be repeated",
-    "ttl_s": "For so long",
-    "verbs": "What they may do; may be repeated (read, search)",
-    "version": "An older version",
-    "writable": "May be changed, too",
-}
-FLAGS = {
-    "agent": ("--to",),
-    "group_by": ("--by",),
-    "k": ("-k",),
-    "recursive": ("--recursive", "-r"),
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,3 +180,23 @@ def test_who_may_not_decide_one_may_not_decide_several(api: ApiScene) -> None:
                 operator, "/approvals/decide", **{**given, "approval": [f"{n}" for n in range(300)]}
             )
             assert many.status_code == 400
+
+
+def test_a_program_that_asks_a_person_says_so_though_it_waits_besides(api: ApiScene) -> None:
+    with (
+        api.client(api.token("page-both")) as agent,
+        logged_in(api, api.operator) as operator,
+    ):
+        one = asked_to_delete(agent, "/first.md")
+        long = {**TWO_SECONDS, "max_tokens": 16_000}
+        asked = [
+            agent.post("/v1/syscalls", json={"body": long}).json()["id"] for _ in range(12)
+        ]  # more than the core has slots
+
+        def says_so() -> bool:
+            shown = operator.get("/", params={"tenant": ACME, "agent": "page-both"}).text
+            return f"/approvals/of/{one['syscall_id']}" in shown
+
+        wait_until(says_so)
+        for each in asked:
+            agent.post(f"/v1/syscalls/{each}/cancel")

@@ -17,12 +17,12 @@ from aios_broker.contract.memory import (
 )
 from aios_broker.contract.storage import StorageSearch, StorageShare, StorageStat, StorageWrite
 from aios_broker.postgres.store import Store
+from aios_workers.search.corpora import NOTES, NoteQuery
 from aios_workers.search.embedder import BATCH_CHARACTERS, KERNEL, NoEmbedder
 from aios_workers.search.indexing import BATCH, embed_missing, portions
 from aios_workers.search.ranking import (
     EXACT_ROWS,
-    NOTES,
-    NoteQuery,
+    Candidate,
     Wanted,
     find,
     fuse,
@@ -34,9 +34,20 @@ from tests.state_scene import HashedWords, StateScene, state_scene
 MANY = EXACT_ROWS + 1_000  # more than are compared one by one
 
 
-def test_fused_ranks_put_first_what_both_lists_have() -> None:
-    fused = fuse([[(("a",), 0.9), (("b",), 0.8)], [(("b",), 5.0), (("c",), 4.0)]])
-    assert [key for (key,), _ in fused] == ["b", "a", "c"]
+def test_a_turn_has_some_of_what_its_neighbours_score_better() -> None:
+    turns = {
+        ("a",): Candidate(0.9, False, (1, "p", 1)),  # outside: it counts all the same
+        ("b",): Candidate(0.1, True, (1, "p", 2)),
+        ("c",): Candidate(0.5, True, (1, "p", 4)),  # 3 was left out: they do not belong together
+        ("d",): Candidate(0.6, True, None),
+        ("e",): Candidate(0.0, True, (1, "other", 2)),
+    }
+    assert fuse(turns) == [
+        (("b",), pytest.approx(0.1 + 0.7 * 0.8)),
+        (("d",), 0.6),
+        (("c",), 0.5),
+        (("e",), 0.0),
+    ]
 
 
 async def test_k_owner_tags_and_mode_are_kept(scene: StateScene) -> None:
@@ -63,7 +74,9 @@ async def test_a_shared_search_is_no_way_around_the_grants(scene: StateScene) ->
     for mode in ("keyword", "semantic", "hybrid"):
         found = await scene.ask("ann", MemorySearch("apples", shared=True, mode=mode))
         assert [note.id for note in found.notes] == [shown.id]
-    rows = await scene.rows("SELECT id FROM aios_note_matches('appl', NULL, 10)")
+    rows = await scene.rows(
+        "SELECT id FROM aios_note_matches('appl', '{appl}', '{1}', 0.3, 0.9, NULL, 10, 10)"
+    )
     assert rows == []  # a session that names nobody
     assert hidden.id != shown.id
 

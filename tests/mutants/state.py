@@ -13,6 +13,7 @@ MODEL_TEST = "tests/integration/test_storage_properties.py"
 MOUNT_TEST = "tests/integration/test_storage_mounts.py"
 OPERATE_TEST = "tests/integration/test_storage_operate.py"
 PATH_TEST = "tests/unit/test_paths.py"
+WORDS_TEST = "tests/integration/test_search_words.py"
 SEARCH_TEST = "tests/integration/test_search.py"
 MATRIX_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_lets_in_only_who_was_let_in"
 SHARE_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_passes_on_only_what_one_has"
@@ -513,9 +514,37 @@ STATE_MUTANTS = (
     Mutant(
         "search finds more than k",
         "workers/aios_workers/search/ranking.py",
-        "return fuse(lists)[: wanted.k]",
-        "return fuse(lists)",
+        "key=lambda item: -item[1])[: wanted.k]",
+        "key=lambda item: -item[1])",
         SEARCH_TEST,
+    ),
+    Mutant(
+        "a neighbour outside the search is found",
+        "workers/aios_workers/search/ranking.py",
+        "        if one.is_inside\n",
+        "",
+        SEARCH_TEST,
+    ),
+    Mutant(
+        "words of what has expired count",
+        "migrations/schema/words.sql",
+        "n.expires_at <= now() AND n.owner_id = ANY (seen)",
+        "false",
+        WORDS_TEST,
+    ),
+    Mutant(
+        "a changed text's old words count",
+        "migrations/schema/words.sql",
+        "UPDATE word_use u SET texts = u.texts - 1 FROM gone",
+        "UPDATE word_use u SET texts = u.texts FROM gone",
+        WORDS_TEST,
+    ),
+    Mutant(
+        "scores tell of others' words",
+        "migrations/schema/words.sql",
+        "    seen bigint[] := ARRAY[aios_agent_id()];",
+        "    seen bigint[] := ARRAY(SELECT id FROM agent);",
+        WORDS_TEST,
     ),
     Mutant(
         "a new text keeps the old vector",

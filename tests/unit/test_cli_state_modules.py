@@ -8,8 +8,8 @@ import pytest
 
 from aios_broker.contract import access, memory, storage
 from aios_broker.contract.syscall import Syscall, decode_syscall
-from aios_cli import state_modules
 from aios_cli.state_modules import FILES, GRANTS, GROUPS, MEMORY, Operation
+from aios_cli.state_words import FLAGS, WORDS
 
 NOTE = "ab" * 16
 TABLES = {"memory": MEMORY, "files": FILES, "groups": GROUPS, "grants": GRANTS}
@@ -102,4 +102,4 @@ def test_every_word_and_flag_is_of_a_field_that_exists() -> None:
         for operation in table.values()
         for field in operation.body.__struct_fields__
     }
-    assert set(state_modules.WORDS) | set(state_modules.FLAGS) <= fields
+    assert set(WORDS) | set(FLAGS) <= fields

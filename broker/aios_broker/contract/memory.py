@@ -37,6 +37,7 @@ ContextLine = Annotated[str, Meta(max_length=2_000)]
 MetadataKey = Annotated[str, Meta(min_length=1, max_length=128)]
 Metadata = Annotated[dict[MetadataKey, Any], Meta(max_length=64)]
 Watermark = Annotated[float, Meta(gt=0.0, le=1.0)]
+UnixTime = Annotated[float, Meta(ge=0.0, le=1e11)]  # s
 Version = Annotated[int, Meta(ge=1)]
 
 
@@ -81,7 +82,9 @@ class MemoryGet(OfNote, frozen=True, tag="memory.get"):
 
 
 class MemoryUpdate(OfNote, frozen=True, tag="memory.update"):
-    """Change a note; what is left out stays as it is. The old version is kept."""
+    """Change a note; what is left out stays as it is, of `metadata` each key that is not given
+    (null takes a key out). The old version is kept.
+    """  # noqa: D205
 
     content: NoteText | None = None
     keywords: Words | None = None
@@ -97,26 +100,37 @@ class MemoryRemove(OfNote, frozen=True, tag="memory.remove"):
     """Delete a note and its versions (class `delete`)."""
 
 
-class MemoryList(Request, frozen=True, tag="memory.list"):
+class NoteFilter(Request, frozen=True, kw_only=True):
+    """Which notes are meant: those that keep to all that is given."""
+
+    tags: Words = ()  # all of them
+    any_tags: Words = ()  # one of them
+    category: Category | None = None
+    metadata: Metadata | None = None  # it has these keys with these values
+    in_program: Annotated[str, Meta(max_length=256)] | None = None  # which added them
+    since: UnixTime | None = None  # when they were added ...
+    until: UnixTime | None = None  # ... not at this moment any more
+
+
+class MemoryList(NoteFilter, frozen=True, tag="memory.list"):
     """List notes, oldest first, without reading them into the block."""
 
     owner: AgentName | None = None
-    tags: Words = ()  # all of them
-    category: Category | None = None
+    notes: Links | None = None  # of these alone, each by its id
+    newest_first: bool = False
     limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
     after: NoteId | None = None  # the last one of the page before
 
 
-class MemorySearch(Request, frozen=True, tag="memory.search"):
-    """Find notes by meaning, by words, or by both (reciprocal rank fusion), best first."""
+class MemorySearch(NoteFilter, frozen=True, tag="memory.search"):
+    """Find notes by meaning, by words, or by both, best first."""
 
     query: Query
     k: K = 10
     mode: SearchMode = "hybrid"
     owner: AgentName | None = None  # one agent's; None: own ones
     shared: bool = False  # own ones and all that others granted `search` on
-    tags: Words = ()
-    category: Category | None = None
+    min_score: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     follow_links: bool = False  # the notes that those found are linked with come after them
 
 
@@ -159,8 +173,8 @@ class MemoryUndo(Request, frozen=True, tag="memory.undo"):
     syscall_id: SyscallId
 
 
-class MemoryClear(Request, frozen=True, tag="memory.clear"):
-    """Delete all of the agent's notes (class `clear`)."""
+class MemoryClear(NoteFilter, frozen=True, tag="memory.clear"):
+    """Delete all of the agent's notes, or those that are meant (class `clear`)."""
 
 
 class MemoryTtl(Request, frozen=True, tag="memory.ttl"):
@@ -232,7 +246,7 @@ class Note(Struct, frozen=True, omit_defaults=True, tag="memory.note"):
     links: tuple[str, ...] = ()
     metadata: dict[str, Any] = {}
     expires_at: float | None = None
-    score: float | None = None  # of a search: higher is better, comparable within one answer
+    score: float | None = None  # of a search: from 0 to 1, comparable between queries of one mode
 
 
 class Notes(Struct, frozen=True, omit_defaults=True, tag="memory.notes"):

@@ -94,9 +94,13 @@ class ProgramRow:
 
     @property
     def first_waiting(self) -> JobView | None:
-        """What of it is taken next, or else is kept out."""
+        """What of it a person has to decide, else what is taken next, or else is kept out."""
         kept = [job for job in self.jobs if job.state != "running"]
-        return min(kept, key=lambda job: (job.position is None, job.position or 0), default=None)
+        return min(
+            kept,
+            key=lambda job: (job.state != "parked", job.position is None, job.position or 0),
+            default=None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Computed,
     Double,
     ForeignKey,
     Identity,
@@ -57,6 +58,11 @@ def words_index() -> Index:
     return Index(None, "words", postgresql_using="gin", postgresql_with={"fastupdate": "off"})
 
 
+def length_column() -> Column[int]:
+    """Return the column of how many words a text has for search: stop words are none."""
+    return Column("length", Integer, Computed("aios_length(words)", persisted=True), nullable=False)
+
+
 def parts_table(name: str, files: str) -> Table:
     """Return a table of the parts of texts, with their words and vectors."""
     file = ForeignKey(f"{files}.id", ondelete="CASCADE")
@@ -70,6 +76,7 @@ def parts_table(name: str, files: str) -> Table:
         Column("start", Integer, nullable=False),  # in characters
         Column("text", Text, nullable=False),
         Column("words", TSVECTOR, nullable=False),
+        length_column(),
         Column("model_id", SmallInteger, ForeignKey("embedding_model.id")),
         Column("vector", HALFVEC),
         Index(None, "owner_id"),
@@ -124,6 +131,8 @@ note = Table(
     tenant_column(),
     agent_column("owner_id"),
     Column("program", Text, nullable=False, server_default=text("''")),
+    # In its program's log, from 1; a number is left out where the conversation paused.
+    Column("turn", Integer),
     Column("content", Text, nullable=False),
     Column("keywords", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("tags", ARRAY(Text), nullable=False, server_default=text("'{}'")),
@@ -136,9 +145,11 @@ note = Table(
     moment_column("updated_at", now=True),
     moment_column("expires_at", nullable=True),
     Column("words", TSVECTOR, nullable=False),
+    length_column(),
     Column("model_id", SmallInteger, ForeignKey("embedding_model.id")),  # null: not embedded yet
     Column("vector", HALFVEC),
     Index(None, "owner_id", "seq"),
+    Index(None, "owner_id", "program", "turn", postgresql_where=text("turn IS NOT NULL")),
     words_index(),
     Index(None, "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     without_vector_index("ix_note_unembedded", "seq"),
@@ -288,6 +299,25 @@ note_use = Table(
     agent_column("owner_id", key=True),
     Column("count", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),
+)
+
+# What BM25 weighs words by, of each owner's notes, parts of files and parts of mounts (`corpus`:
+# the table). No key names the agent in `word_use`: it would be looked up for each new word.
+text_use = Table(
+    "text_use",
+    metadata,
+    Column("corpus", Text, primary_key=True),
+    agent_column("owner_id", key=True),
+    Column("texts", BigInteger, nullable=False),
+    Column("length", BigInteger, nullable=False),
+)
+word_use = Table(
+    "word_use",
+    metadata,
+    Column("corpus", Text, primary_key=True),
+    Column("owner_id", BigInteger, primary_key=True),
+    Column("word", Text, primary_key=True),
+    Column("texts", BigInteger, nullable=False),  # that have it
 )
 
 # By name: also who is not known yet, and whole tenants (agent: the empty string).

@@ -20,14 +20,9 @@ from aios_broker.contract.errors import InvalidConfig
 from aios_broker.postgres.database import check_database_url, database_errors
 from aios_broker.postgres.store import Cursor, Store, only_row
 from aios_workers.modules.services import Embedder
+from aios_workers.search.corpora import CORPORA, Corpus
 from aios_workers.search.embedder import BATCH_CHARACTERS, KERNEL
-from aios_workers.search.ranking import (
-    CORPORA,
-    UNEMBEDDED,
-    Corpus,
-    model_number,
-    vector_text,
-)
+from aios_workers.search.ranking import UNEMBEDDED, model_number, vector_text
 
 BATCH = 16  # rows of one transaction: a second or two of one CPU, where they are long
 PAUSE_S = 0.5  # between looks for rows that wait
@@ -67,7 +62,7 @@ def waiting_rows(corpus: Corpus) -> str:
 def other_rows(corpus: Corpus, model: int) -> str:
     """Return the SQL of a batch of rows that have no vector of this model."""
     return (
-        f"SELECT {', '.join(corpus.keys)}, version, {corpus.text} AS text FROM {corpus.table} "
+        f"SELECT {', '.join(corpus.keys)}, version, {corpus.text} AS text FROM {corpus.table} t "
         f"WHERE {_is_other(model)} ORDER BY {corpus.order} LIMIT {BATCH}"
     )
 

@@ -2,13 +2,16 @@
 
 Row-level security decides what is seen: all of it runs as the agent whose cursor it is. `t` is the
 table's name in conditions.
+
+Scores lie between 0 and 1 and compare between queries: the cosine, the share of what the query's
+words are worth (BM25), or the mean of both. A turn of a conversation has some of what the turns
+beside it score better: it may say something only after them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +21,14 @@ from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.names import SearchMode
 from aios_broker.postgres.store import Cursor, only_row
 from aios_workers.modules.services import Embedder
+from aios_workers.search.corpora import ChunkQuery, Corpus, Key, NoteQuery, Ranked, Scope
+from aios_workers.search.words import best_by_words, score_sql, weigh
 
-FUSION_K = 60  # of reciprocal rank fusion: how little the first ranks count above the next ones
-LEAST_DEPTH = 50  # of each of the two lists that are fused
+MEANING = 0.45  # the share of the cosine in a hybrid score; words have the rest
+FROM_BEFORE = 0.7  # of what the turn before scores better
+FROM_AFTER = 0.3
+LEAST_DEPTH = 50  # of each of the two lists that are joined
 EXACT_ROWS = 5_000  # of a scope: up to here all its vectors are compared, 5 ms at most
-MAX_MATCHES = 1_000  # of the words of a query, any of them: those beyond are not ranked
 MAX_SCANNED = 40_000  # entries of the vector index that one search looks at
 LEAST_CANDIDATES = 60  # of the vector index's search
 MOST_CANDIDATES = 400
@@ -30,8 +36,6 @@ MOST_COUNTED = 1_000  # of the rows that wait for their vectors
 UNEMBEDDED = "model_id IS NULL"
 
 Vector = NDArray[np.float32]
-Key = tuple[Any, ...]
-Ranked = list[tuple[Key, float]]  # best first
 
 # Planned anew each time: how many rows a scope has decides between indexes, and a plan for any
 # scope reads the whole table.
@@ -44,35 +48,6 @@ _SCANNING = """
            set_config('hnsw.ef_search', %s, true) AS candidates,
            set_config('hnsw.max_scan_tuples', %s, true) AS scanned
 """
-_QUERY = """
-    SELECT numnode(q) AS nodes, q::text AS every, replace(q::text, ' & ', ' | ') AS any
-      FROM websearch_to_tsquery('english', %s) q
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """A table that is searched: its rows have words, and vectors of what `text` says."""
-
-    table: str
-    keys: tuple[str, ...]
-    order: str  # in which its rows get their vectors
-    text: str  # SQL
-
-    @property
-    def columns(self) -> str:
-        """Return the keys as they are selected."""
-        return ", ".join(f"t.{key}" for key in self.keys)
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Which rows may be found: a condition on `t`, written by the module, and its parameters."""
-
-    condition: str = "true"
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    countable: bool = False  # by an index: a small scope is then searched exactly
-    owners: tuple[int, ...] | None = None  # whose rows alone it has; None: anybody's
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,45 +62,99 @@ class Wanted:
 
     @property
     def depth(self) -> int:
-        """How much is ranked: more than is wanted, where two lists are fused."""
+        """How much is ranked: more than is wanted, where two lists are joined."""
         return max(LEAST_DEPTH, 2 * self.k) if self.mode == "hybrid" else self.k
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A row that both ways of searching have scored."""
+
+    score: float  # its own
+    is_inside: bool  # the scope: else it only counts for its neighbours
+    place: tuple[int, str, int] | None = None  # of a turn: owner, program, number
 
 
 async def rank(cursor: Cursor, places: Sequence[tuple[Corpus, Scope]], wanted: Wanted) -> Ranked:
     """Return keys and scores of the k best rows, best first; a key begins with its table's name.
 
-    Scores compare within one answer: the cosine, the rank by words, or the fused rank.
+    Equal ones come in the order of places.
     """
     await cursor.execute(_PLANNING)
-    lists: list[Ranked] = []
-    if wanted.mode != "keyword" and wanted.vector is not None:
-        lists.append(await _over(places, partial(_nearest, cursor, wanted)))
-    if wanted.mode != "semantic":
-        lists.append(await _over(places, partial(_by_words, cursor, wanted)))
-    if len(lists) == 1:
-        return lists[0][: wanted.k]
-    return fuse(lists)[: wanted.k]
-
-
-async def _over(
-    places: Sequence[tuple[Corpus, Scope]], look: Callable[[Corpus, Scope], Awaitable[Ranked]]
-) -> Ranked:
-    """Return what is found in all places, best first; equal ones in the order of places."""
     found = [
         ((corpus.table, *key), score)
         for corpus, scope in places
-        for key, score in await look(corpus, scope)
+        for key, score in await _in_place(cursor, wanted, corpus, scope)
+    ]
+    return sorted(found, key=lambda item: -item[1])[: wanted.k]
+
+
+async def _in_place(cursor: Cursor, wanted: Wanted, corpus: Corpus, scope: Scope) -> Ranked:
+    if wanted.mode == "semantic":
+        return await _nearest(cursor, wanted, corpus, scope)
+    weighed = await weigh(cursor, corpus, scope, wanted.text)
+    words: Ranked = []
+    if weighed is not None:
+        words = await best_by_words(cursor, corpus, scope, weighed, wanted.depth)
+    if wanted.mode == "keyword" or wanted.vector is None:
+        return words
+    near = await _nearest(cursor, wanted, corpus, scope)
+    keys = list(dict.fromkeys(key for key, _ in (*words, *near)))
+    if not keys:
+        return []
+    formula = await score_sql(cursor, weighed)
+    await cursor.execute(
+        both_query(corpus, scope, wanted, formula),
+        {**scope.parameters, "vector": vector_text(wanted.vector), **_columns(corpus, keys)},
+    )
+    return fuse({_key(corpus, row): _candidate(row) for row in await cursor.fetchall()})
+
+
+def _columns(corpus: Corpus, keys: Sequence[Key]) -> dict[str, list[Any]]:
+    return {f"keys_{name}": [key[at] for key in keys] for at, name in enumerate(corpus.keys)}
+
+
+def _key(corpus: Corpus, row: Any) -> Key:  # noqa: ANN401  a row
+    return tuple(row[: len(corpus.keys)])
+
+
+def _candidate(row: Any) -> Candidate:  # noqa: ANN401  a row
+    score = MEANING * max(row.cosine or 0.0, 0.0) + (1 - MEANING) * row.by_words
+    place = None if row.turn is None else (row.owner_id, row.program, row.turn)
+    return Candidate(score, row.is_inside, place)
+
+
+def both_query(corpus: Corpus, scope: Scope, wanted: Wanted, formula: str) -> str:
+    """Return the SQL that scores rows by their keys, and the turns beside them, both ways."""
+    assert wanted.vector is not None
+    half = f"halfvec({wanted.vector.size})"
+    cosine = f"1 - (t.vector::{half} <=> %(vector)s::{half})"
+    return (
+        f"WITH wanted AS MATERIALIZED ({corpus.with_neighbours}) "
+        f"SELECT {corpus.columns}, CASE WHEN t.model_id = {wanted.model:d} THEN {cosine} END "
+        f"AS cosine, {formula} AS by_words, ({scope.condition}) AS is_inside, {corpus.turn} "
+        f"FROM wanted JOIN {corpus.table} t USING ({', '.join(corpus.keys)})"
+    )
+
+
+def fuse(candidates: Mapping[Key, Candidate]) -> Ranked:
+    """Return the rows that are inside the scope, with what their neighbours add, best first."""
+    turns = {one.place: one.score for one in candidates.values() if one.place is not None}
+    found = [
+        (key, one.score + _from_neighbours(one, turns))
+        for key, one in sorted(candidates.items())
+        if one.is_inside
     ]
     return sorted(found, key=lambda item: -item[1])
 
 
-def fuse(lists: Sequence[Ranked]) -> Ranked:
-    """Join ranked lists by reciprocal rank fusion; the first list decides where two are equal."""
-    scores: dict[Key, float] = {}
-    for ranked in lists:
-        for place, (key, _) in enumerate(ranked, start=1):
-            scores[key] = scores.get(key, 0.0) + 1.0 / (FUSION_K + place)
-    return sorted(scores.items(), key=lambda item: -item[1])
+def _from_neighbours(one: Candidate, turns: Mapping[tuple[int, str, int], float]) -> float:
+    if one.place is None:
+        return 0.0
+    owner, program, turn = one.place
+    before = turns.get((owner, program, turn - 1), 0.0)
+    after = turns.get((owner, program, turn + 1), 0.0)
+    return FROM_BEFORE * max(0.0, before - one.score) + FROM_AFTER * max(0.0, after - one.score)
 
 
 def nearest_query(corpus: Corpus, wanted: Wanted, scope: Scope, *, exact: bool) -> str:
@@ -182,43 +211,6 @@ async def _is_small(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope
     return bool(counted.rows <= EXACT_ROWS)
 
 
-async def _by_words(cursor: Cursor, wanted: Wanted, corpus: Corpus, scope: Scope) -> Ranked:
-    """Return rows with all words of the query, then those with any of them."""
-    await cursor.execute(_QUERY, (wanted.text,))
-    query = await only_row(cursor)
-    if not query.nodes:  # nothing but stop words
-        return []
-    found = await _matches(cursor, corpus, wanted, scope, query.every)
-    # A query that excludes a word would, with `or`, find all that lack it.
-    if len(found) >= wanted.depth or query.any == query.every or "!" in query.every:
-        return found
-    known = {key for key, _ in found}
-    others = await _matches(cursor, corpus, wanted, scope, query.any)
-    least = min((score for _, score in found), default=1.0)
-    found += [(key, min(score, least)) for key, score in others if key not in known]
-    return found[: wanted.depth]
-
-
-async def _matches(
-    cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope, query: str
-) -> Ranked:
-    names = ", ".join(corpus.keys)
-    await cursor.execute(
-        f"WITH part AS MATERIALIZED (SELECT {corpus.columns}, t.words "
-        f"FROM aios_{corpus.table}_matches(%(query)s::tsquery, %(of)s::bigint[], {MAX_MATCHES}) m "
-        f"JOIN {corpus.table} t USING ({names}) WHERE {scope.condition}) "
-        f"SELECT {names}, ts_rank_cd(words, %(query)s::tsquery, 1) AS score FROM part "
-        f"ORDER BY score DESC, {names} LIMIT %(depth)s",
-        {
-            **scope.parameters,
-            "query": query,
-            "depth": wanted.depth,
-            "of": None if scope.owners is None else list(scope.owners),
-        },
-    )
-    return [(tuple(row[:-1]), float(row[-1])) for row in await cursor.fetchall()]
-
-
 async def count_unembedded(cursor: Cursor, query: NoteQuery | ChunkQuery) -> int:
     """Return how many rows a search by meaning would look at, once they have their vectors.
 
@@ -245,26 +237,6 @@ def vector_text(vector: Vector | None) -> str:
 _SEEN_OWNERS = "t.owner_id = ANY ((SELECT aios_file_owners('see') || aios_agent_id())::bigint[])"
 _ACTIVE = "SELECT id, name, dimension FROM embedding_model WHERE active"
 
-# Of the text alone, so that a query in a person's own words lies near it: labels first, since the
-# end of a long content does not reach the vector.
-_NOTE_TEXT = (
-    "concat_ws(E'\\n', nullif(btrim(array_to_string("
-    "array_append(keywords || tags, context), ' ')), ''), content)"
-)
-NOTES = Corpus("note", ("id",), "seq", _NOTE_TEXT)
-CHUNKS = Corpus("file_chunk", ("file_id", "ordinal"), "file_id, ordinal", "text")
-MOUNTED = replace(CHUNKS, table="mount_chunk")
-CORPORA = (NOTES, CHUNKS, MOUNTED)
-_BELOW = (
-    "EXISTS (SELECT FROM file f WHERE f.id = t.file_id "
-    "AND (f.path = %(path)s OR starts_with(f.path, %(below)s)))"
-)
-_BELOW_MOUNT = (
-    "EXISTS (SELECT FROM mount_file f JOIN mount m ON m.id = f.mount_id WHERE f.id = t.file_id "
-    "AND (m.path || '/' || f.inner_path = %(path)s "
-    "OR starts_with(m.path || '/' || f.inner_path, %(below)s)))"
-)
-
 
 async def model_number(cursor: Cursor, embedder: Embedder) -> int:
     """Return the number of the embedder's model, which the stored vectors have to be of.
@@ -285,74 +257,6 @@ async def model_number(cursor: Cursor, embedder: Embedder) -> int:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class NoteQuery:
-    """A search among notes; without owners and ids, among all that the agent may see."""
-
-    text: str
-    k: int = 10
-    mode: SearchMode = "hybrid"
-    owners: tuple[int, ...] | None = None  # whose notes; None with no ids: anybody's
-    ids: tuple[str, ...] = ()  # single notes beside theirs
-    tags: tuple[str, ...] = ()  # all of them
-    category: str | None = None
-
-    @property
-    def places(self) -> list[tuple[Corpus, Scope]]:
-        """Return the table, and which of its notes may be found."""
-        return [(NOTES, self.scope)]
-
-    @property
-    def scope(self) -> Scope:
-        """Return which notes may be found; those that have expired may not."""
-        conditions = ["(t.expires_at IS NULL OR t.expires_at > now())"]
-        everybody = self.owners is None and not self.ids
-        if not everybody and self.ids:
-            conditions.append("(t.owner_id = ANY(%(owners)s) OR t.id = ANY(%(ids)s))")
-        elif not everybody:
-            conditions.append("t.owner_id = ANY(%(owners)s)")
-        if self.tags:
-            conditions.append("t.tags @> %(tags)s::text[]")
-        if self.category is not None:
-            conditions.append("t.category = %(category)s")
-        parameters = {
-            "owners": list(self.owners or ()),
-            "ids": list(self.ids),
-            "tags": list(self.tags),
-            "category": self.category,
-        }
-        owners = None if everybody or self.ids else self.owners
-        return Scope(" AND ".join(conditions), parameters, countable=not everybody, owners=owners)
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkQuery:
-    """A search among the parts of files; without an owner, of all that the agent may see."""
-
-    text: str
-    k: int = 10  # parts: ask for more where they are grouped by file
-    mode: SearchMode = "hybrid"
-    owner: int | None = None
-    path: str = "/"  # a file, or a directory with all below
-    mounts_of: int | None = None  # whose mounted directories are searched as well; None: nobody's
-
-    @property
-    def places(self) -> list[tuple[Corpus, Scope]]:
-        """Return the tables, and which of their parts may be found."""
-        places = [(CHUNKS, self._scope(_BELOW, self.owner))]
-        if self.mounts_of is not None:
-            places.append((MOUNTED, self._scope(_BELOW_MOUNT, self.mounts_of)))
-        return places
-
-    def _scope(self, below: str, owner: int | None) -> Scope:
-        conditions = [] if owner is None else ["t.owner_id = %(owner)s"]
-        if self.path != "/":
-            conditions.append(below)
-        parameters = {"owner": owner, "path": self.path, "below": self.path.rstrip("/") + "/"}
-        owners = None if owner is None else (owner,)
-        return Scope(" AND ".join(conditions) or "true", parameters, owner is not None, owners)
-
-
 async def find(
     cursor: Cursor, embedder: Embedder, query: NoteQuery | ChunkQuery, vector: Vector | None
 ) -> Ranked:
@@ -366,4 +270,5 @@ async def find(
     """
     model = 0 if vector is None else await model_number(cursor, embedder)
     wanted = Wanted(query.text, vector, model, query.mode, query.k)
-    return await rank(cursor, query.places, wanted)
+    ranked = await rank(cursor, query.places, wanted)
+    return [(key, score) for key, score in ranked if score >= query.min_score]

@@ -9,6 +9,7 @@ from aios_broker.access.grants import ObjectId
 from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound, VersionConflict
 from aios_broker.contract.memory import (
+    MAX_NOTE_BYTES,
     BlockStat,
     MemoryAdd,
     MemoryAlloc,
@@ -47,18 +48,28 @@ from aios_workers.modules.memory.note import (
     shape_of_block,
 )
 from aios_workers.modules.operation import Asked, Work, run_once
-from aios_workers.search.ranking import NoteQuery, count_unembedded
+from aios_workers.search.corpora import NoteQuery, filters_of
+from aios_workers.search.ranking import count_unembedded
 
 AnyWork = Work[MemoryBody]  # what the operations share does not look at the body
+PAUSE_H = 6  # a turn that comes later does not belong to the one before
 MAX_SHOWN_CHARACTERS = 2_000  # of a note, for the person who decides
 
 _INSERT = f"""
     INSERT INTO note AS n (id, tenant_id, owner_id, program, content, keywords, tags, category,
-                           context, links, metadata, expires_at, words)
+                           context, links, metadata, expires_at, words, turn)
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, now() + %s * interval '1 second',
-            to_tsvector('english', %s))
+            to_tsvector('english', %s), %s)
     RETURNING {NOTE_COLUMNS}
 """
+# One more than the last; two more, where the conversation paused. Who asks has the program's lock.
+_NEXT_TURN = f"""
+    SELECT n.turn + CASE WHEN now() - n.created_at > interval '{PAUSE_H} hours' THEN 2 ELSE 1 END
+           AS turn
+      FROM note n WHERE n.owner_id = %s AND n.program = %s AND n.turn IS NOT NULL
+     ORDER BY n.turn DESC LIMIT 1
+"""
+_LOCK_LOG = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))"
 _REWRITE = f"""
     UPDATE note AS n SET content = %s, keywords = %s, tags = %s, category = %s, context = %s,
         links = %s, metadata = %s, version = n.version + 1, updated_at = clock_timestamp(),
@@ -82,8 +93,9 @@ _DELETE = """
 """
 # What has expired goes, too, and is nothing that anybody could lose.
 _DELETE_ALL = f"""
-    WITH grants AS (DELETE FROM access_grant WHERE object_kind = 'note' AND owner_id = %(owner)s),
-    gone AS (DELETE FROM note n WHERE owner_id = %(owner)s
+    WITH grants AS (DELETE FROM access_grant WHERE object_kind = 'note' AND owner_id = %(owner)s
+        AND object_id IN (SELECT n.id FROM note n WHERE n.owner_id = %(owner)s AND <narrowing>)),
+    gone AS (DELETE FROM note n WHERE owner_id = %(owner)s AND <narrowing>
              RETURNING n.id, n.version, {LIVING} AS is_living)
     SELECT count(*) AS rows, count(*) FILTER (WHERE is_living) AS notes,
            encode(sha256(convert_to(string_agg(id || ':' || version, ',' ORDER BY id)
@@ -138,16 +150,19 @@ async def log(asked: Asked[MemoryLog]) -> Result:
         category="tool" if body.role == "tool" else "conversation",
         metadata={**body.metadata, **said},
     )
-    return await _add(asked, turn, body.ttl_s)
+    return await _add(asked, turn, body.ttl_s, is_turn=True)
 
 
-async def _add(asked: Asked[MemoryBody], new: NoteBody, ttl_s: float | None) -> Result:
+async def _add(
+    asked: Asked[MemoryBody], new: NoteBody, ttl_s: float | None, *, is_turn: bool = False
+) -> Result:
     ensure_storable(new)
     # Before: to open a block takes a transaction of its own, and so another connection.
     token = await asked.services.blocks.of(asked.agent).token()
 
     async def write(work: AnyWork) -> Note:
-        note = await insert_note(work, new, ttl_s)
+        turn = await _next_turn(work) if is_turn else None
+        note = await insert_note(work, new, ttl_s, turn)
         keep(work, work.agent, note, token)
         return note
 
@@ -169,6 +184,9 @@ async def update(work: Work[MemoryUpdate]) -> Note:
             field="if_version",
             remedy="read it again, and decide anew",
         )
+    if body.metadata is not None:
+        merged = {**note.metadata, **body.metadata}
+        given["metadata"] = {key: value for key, value in merged.items() if value is not None}
     after = msgspec.structs.replace(body_of(note), **given)
     return await _rewrite(work, owner, note, after, "update")
 
@@ -210,10 +228,13 @@ async def ttl(work: Work[MemoryTtl]) -> Note:
 
 
 async def clear(work: Work[MemoryClear]) -> Acknowledged:
-    """Delete all of the agent's notes."""
-    [gone] = await work.rows(_DELETE_ALL, {"owner": work.agent.id})
+    """Delete all of the agent's notes, or those that are meant."""
+    narrowing, values = filters_of(work.body, "n")
+    meant = _DELETE_ALL.replace("<narrowing>", " AND ".join(("true", *narrowing)))
+    [gone] = await work.rows(meant, {**values, "owner": work.agent.id})
     if gone.notes:
-        what = f"delete all {gone.notes} notes of {work.agent.name}"
+        which = f"{gone.notes} of the" if narrowing else f"all {gone.notes}"
+        what = f"delete {which} notes of {work.agent.name}"
         seen = Seen("notes", str(work.agent.id), count=gone.notes, digest=gone.digest)
         await work.take(Irreversible("clear", what, (seen,)))
         await work.ask()
@@ -323,11 +344,17 @@ def no_such_note(note_id: str) -> NotFound:
 
 
 def ensure_storable(body: NoteBody) -> None:
-    """Refuse what Postgres cannot keep as text.
+    """Refuse what Postgres cannot keep as text, and what is too long.
 
     Raises:
-        InvalidSyscall: a NUL character; `field` says where.
+        InvalidSyscall: a NUL character; `field` says where. Or more bytes than a note may have.
     """
+    if (size_bytes := len(body.content.encode())) > MAX_NOTE_BYTES:
+        raise InvalidSyscall(
+            f"the content has {size_bytes} bytes, a note at most {MAX_NOTE_BYTES}",
+            field="content",
+            remedy="shorten it, or keep it in storage",
+        )
     fields = {
         "content": [body.content],
         "keywords": body.keywords,
@@ -367,12 +394,22 @@ def id_of_new_note(syscall: Syscall) -> str:
     return hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
 
 
-async def insert_note(work: AnyWork, body: NoteBody, ttl_s: float | None) -> Note:
+async def _next_turn(work: AnyWork) -> int:
+    """Return the number of the next turn in the program's log; nobody else takes it."""
+    program = work.asked.syscall.program
+    await work.cursor.execute(_LOCK_LOG, (f"{work.agent.id}\x1f{program}",))
+    rows = await work.rows(_NEXT_TURN, (work.agent.id, program))
+    return rows[0].turn if rows else 1
+
+
+async def insert_note(
+    work: AnyWork, body: NoteBody, ttl_s: float | None, turn: int | None = None
+) -> Note:
     """Insert a note of the agent that asks, with its first version."""
     agent, syscall = work.agent, work.asked.syscall
     await _ensure_fits(work, agent, body)
     known = (id_of_new_note(syscall), agent.tenant_id, agent.id, syscall.program)
-    rows = await work.rows(_INSERT, (*known, *note_fields(body), ttl_s, body.search_text))
+    rows = await work.rows(_INSERT, (*known, *note_fields(body), ttl_s, body.search_text, turn))
     return await _entered(work, agent, rows[0], "add")
 
 

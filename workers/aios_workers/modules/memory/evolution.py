@@ -32,7 +32,7 @@ from aios_workers.modules.memory.note import (
 )
 from aios_workers.modules.memory.reading import found
 from aios_workers.modules.operation import Asked, Work, run_once
-from aios_workers.search.ranking import NoteQuery
+from aios_workers.search.corpora import NoteQuery
 
 NEIGHBOURS = 5
 MAX_WORDS = 16

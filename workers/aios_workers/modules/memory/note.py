@@ -23,7 +23,7 @@ Operation = Literal["add", "update", "rollback", "evolve", "undo"]
 KEPT_VERSIONS = 100  # of a note; older ones go with the next change
 
 NOTE_COLUMNS = selected(
-    tables.note, "n", but=("tenant_id", "program", "words", "model_id", "vector")
+    tables.note, "n", but=("tenant_id", "program", "turn", "words", "length", "model_id", "vector")
 )
 LIVING = "(n.expires_at IS NULL OR n.expires_at > now())"
 _FETCH = f"SELECT {NOTE_COLUMNS} FROM note n WHERE n.owner_id = %s AND n.id = %s AND {LIVING} "

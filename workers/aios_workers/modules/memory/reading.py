@@ -32,8 +32,9 @@ from aios_workers.modules.memory.note import (
     note_of,
 )
 from aios_workers.modules.operation import Asked, Work
+from aios_workers.search.corpora import NoteQuery, filters_of
 from aios_workers.search.embedder import query_vector
-from aios_workers.search.ranking import NoteQuery, count_unembedded, find
+from aios_workers.search.ranking import count_unembedded, find
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024  # of the notes of one answer; the first comes in any case
 RECALLED = 32  # notes that are looked at for one text
@@ -59,17 +60,18 @@ _SEEN = f"""
 """
 _PAGE = f"""
     WITH page AS (
-        SELECT n.id, row_number() OVER (ORDER BY n.seq) AS nth,
-               {_BYTES} OVER (ORDER BY n.seq) AS bytes
-          FROM note n
-         WHERE n.owner_id = %(owner)s AND {LIVING} AND n.tags @> %(tags)s
-           AND (%(category)s::text IS NULL OR n.category = %(category)s)
-           AND n.seq > coalesce((SELECT seq FROM note WHERE id = %(after)s), 0)
+        SELECT n.id, row_number() OVER (ORDER BY place) AS nth, place,
+               {_BYTES} OVER (ORDER BY place) AS bytes
+          FROM note n, LATERAL (SELECT n.seq * %(sign)s AS place) p
+         WHERE n.owner_id = %(owner)s AND {LIVING}
+           AND (%(after)s::text IS NULL
+                OR place > coalesce((SELECT seq * %(sign)s FROM note WHERE id = %(after)s), 0))
            AND (%(ids)s::text[] IS NULL OR n.id = ANY(%(ids)s))
-         ORDER BY n.seq LIMIT %(limit)s
+           AND (%(notes)s::text[] IS NULL OR n.id = ANY(%(notes)s)) AND <narrowing>
+         ORDER BY n.seq <order> LIMIT %(limit)s
     )
     SELECT {NOTE_COLUMNS}, (SELECT count(*) FROM page) AS in_all
-      FROM page JOIN note n ON n.id = page.id AND {_FITS} ORDER BY n.seq
+      FROM page JOIN note n ON n.id = page.id AND {_FITS} ORDER BY page.place
 """
 _VERSIONS = f"""
     WITH page AS (
@@ -106,18 +108,21 @@ async def get(asked: Asked[MemoryGet]) -> Note:
 
 
 async def page(work: Work[MemoryList]) -> Notes:
-    """List notes, oldest first."""
+    """List notes, oldest or newest first."""
     body = work.body
     owner = await work.agent_named(body.owner)
+    narrowing, narrowed_by = filters_of(body, "n")
     values = {
+        **narrowed_by,
         "owner": owner.id,
-        "tags": list(body.tags),
-        "category": body.category,
+        "sign": -1 if body.newest_first else 1,
+        "notes": None if body.notes is None else list(body.notes),
         "after": body.after,
         "ids": await _readable(work, owner),
         "limit": body.limit + 1,
     }
-    rows = await work.rows(_PAGE, values)
+    listed = _PAGE.replace("<narrowing>", " AND ".join(("true", *narrowing)))
+    rows = await work.rows(listed.replace("<order>", "DESC" if body.newest_first else ""), values)
     notes = [note_of(row, owner.name) for row in rows[: body.limit]]
     return Notes(tuple(notes), more=bool(rows) and len(notes) < rows[0].in_all)
 
@@ -125,7 +130,7 @@ async def page(work: Work[MemoryList]) -> Notes:
 async def search(asked: Asked[MemorySearch]) -> Notes:
     """Find notes, best first; those found count as references."""
     body = asked.body
-    wanted = NoteQuery(body.query, body.k, body.mode, tags=tuple(body.tags), category=body.category)
+    wanted = NoteQuery(body.query, body.k, body.mode, only=body, min_score=body.min_score)
     notes = await found(asked, wanted, owner=body.owner, shared=body.shared)
     if not body.follow_links:
         return notes

@@ -75,7 +75,8 @@ from aios_workers.modules.storage.namespace import (
     taken,
     unversioned,
 )
-from aios_workers.search.ranking import ChunkQuery, count_unembedded
+from aios_workers.search.corpora import ChunkQuery
+from aios_workers.search.ranking import count_unembedded
 
 _READ_BOTH = "read both versions and compare them yourself"
 _VERSIONS = """

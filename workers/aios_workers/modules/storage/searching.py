@@ -17,15 +17,9 @@ from aios_workers.modules.storage.namespace import (
     on_namespace,
     permitted_path,
 )
+from aios_workers.search.corpora import CHUNKS, MOUNTED, ChunkQuery, Ranked
 from aios_workers.search.embedder import query_vector
-from aios_workers.search.ranking import (
-    CHUNKS,
-    MOUNTED,
-    ChunkQuery,
-    Ranked,
-    count_unembedded,
-    find,
-)
+from aios_workers.search.ranking import count_unembedded, find
 
 PARTS_PER_HIT = 5  # ranked for each file that is wanted: several may be of one file
 MOST_PARTS = 400
@@ -66,7 +60,7 @@ async def _search(work: FileWork[StorageSearch], vector: NDArray[np.float32] | N
         min(MOST_PARTS, body.k * PARTS_PER_HIT),
         body.mode,
         None if body.shared else work.owner.id,
-        resolved.path,
+        path=resolved.path,
         mounts_of=work.owner.id if work.is_own else None,
     )
     found = await find(work.cursor, work.services.embedder, query, vector)
