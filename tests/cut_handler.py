@@ -15,6 +15,7 @@ from typing import cast
 from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.reply import Chunk, Result
 from aios_broker.contract.syscall import Syscall
+from aios_broker.places import Holder
 from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -125,7 +126,7 @@ def handler_of(core: Core, cuts: Cuts, snapshot: bytes | None = None) -> LlmHand
     return LlmHandler(core, kernel)
 
 
-async def trusting(constraint: Constraint) -> None:
+async def trusting(constraint: Constraint, holder: Holder) -> None:
     """Spare the child process in which constraints are tried: those of tests can be kept."""
 
 

@@ -176,7 +176,7 @@ def joined(parts: Iterable[Hits]) -> dict[str, dict[str, float | int]]:
 
 async def measure(url: str, path: Path | None) -> dict[str, dict[str, dict[str, float | int]]]:
     """Return what is found of each set."""
-    store, model = Store(url), Model()
+    store, model = Store(url, limit_s=300.0), Model()
 
     async def asked(name: str) -> Asked:
         return Asked(url, store, await store.vouched(name, "default"), model)

@@ -8,9 +8,11 @@ import sys
 
 import msgspec
 
-from aios_broker.places import Holder, Places, Shares
-from aios_broker.process.bounded import Bounds, OutOfBounds, accept_bounds, bounded_run
+from aios_broker.bounded_work import BoundedWork
+from aios_broker.places import Holder, Shares
+from aios_broker.process.bounded import Bounds, OutOfBounds, serve
 
+PROGRAM = "aios_broker.comparing"
 MAX_COMPARED_BYTES = 256 * 1024  # of either side
 AT_ONCE = Shares(places=2, of_tenant=1, of_agent=1)  # of one worker process
 SHORT_LINES = 24  # of either side: all that can be made of so few takes some milliseconds
@@ -31,28 +33,11 @@ class Pair(msgspec.Struct, frozen=True, array_like=True):
         return f"{self.name_before}: {sizes} that differ in too much to be compared\n"
 
 
-async def unified(pair: Pair) -> str | None:
-    """Return the unified diff of two texts; None: it would take too long.
-
-    Raises:
-        ModuleError: The child that compares could not be run.
-    """
-    if pair.before == pair.after:
-        return ""
-    if max(len(text.splitlines()) for text in (pair.before, pair.after)) <= SHORT_LINES:
-        return compared(pair)
-    try:
-        said = await bounded_run("aios_broker.comparing", msgspec.json.encode(pair), BOUNDS)
-    except OutOfBounds:
-        return None
-    return said.decode("utf-8", "surrogatepass")
-
-
 class Comparer:
     """Compares for many agents, a few at a time, in their turns."""
 
     def __init__(self) -> None:
-        self._places = Places(AT_ONCE)
+        self._work = BoundedWork(PROGRAM, BOUNDS, AT_ONCE)
 
     async def unified(self, holder: Holder, pair: Pair) -> str | None:
         """Return the unified diff of two texts; None: it would take too long.
@@ -60,8 +45,15 @@ class Comparer:
         Raises:
             ModuleError: The child that compares could not be run.
         """
-        async with self._places.one(holder):
-            return await unified(pair)
+        if pair.before == pair.after:
+            return ""
+        if max(len(text.splitlines()) for text in (pair.before, pair.after)) <= SHORT_LINES:
+            return compared(pair)
+        try:
+            said = await self._work.run(holder, msgspec.json.encode(pair))
+        except OutOfBounds:
+            return None
+        return said.decode("utf-8", "surrogatepass")
 
 
 def compared(pair: Pair) -> str:
@@ -75,13 +67,9 @@ def compared(pair: Pair) -> str:
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
-def main() -> int:
-    """Print the diff of the two texts on standard input."""
-    pair = msgspec.json.decode(sys.stdin.buffer.read(), type=Pair)
-    accept_bounds(sys.argv[1:])
-    sys.stdout.buffer.write(compared(pair).encode())
-    return 0
+def _work(request: bytes) -> bytes:
+    return compared(msgspec.json.decode(request, type=Pair)).encode()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(_work))

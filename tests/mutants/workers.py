@@ -357,6 +357,20 @@ WORKER_MUTANTS = (
         CONSTRAINT_TEST,
     ),
     Mutant(
+        "bounded: one tenant takes all servers",
+        "broker/aios_broker/bounded_work.py",
+        "async with self._places.one(holder):",
+        "if holder:",
+        "tests/unit/test_bounded.py",
+    ),
+    Mutant(
+        "bounded: a child sees the worker's variables",
+        "broker/aios_broker/process/bounded.py",
+        "env={",
+        "env={**os.environ, ",
+        "tests/unit/test_bounded.py",
+    ),
+    Mutant(
         "reader: long conversations hold up the loop",
         "workers/aios_workers/llm/core.py",
         "if characters <= SHORT_CHARACTERS and idle:",

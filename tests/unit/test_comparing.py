@@ -14,18 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios_broker.comparing import (
-    BOUNDS,
     MAX_COMPARED_BYTES,
     SHORT_LINES,
     Comparer,
     Pair,
     compared,
-    unified,
 )
-from aios_broker.contract.errors import ModuleError
 from aios_broker.places import Holder
-from aios_broker.process.bounded import Bounds, OutOfBounds, OutOfTime, bounded_run
 
+ONE = Holder("acme", "one")
+COMPARER = Comparer()
 MOST_PAUSE_S = 0.5  # of the loop meanwhile, on a machine that others use, too
 
 
@@ -58,13 +56,13 @@ async def loop_turns() -> AsyncIterator[None]:
 async def test_texts_that_would_take_minutes_are_given_up_and_hold_nobody_up(line_end: str) -> None:
     pair = Pair(hostile(1, line_end), hostile(2, line_end), "a", "b")
     async with loop_turns():
-        assert await unified(pair) is None
+        assert await Comparer().unified(ONE, pair) is None
 
 
 async def test_many_lines_that_can_be_compared_are() -> None:
     lines = [f"line {number}\n" for number in range(2_000)]
     pair = Pair("".join(lines), "".join(lines[:1_000] + lines[1_001:]), "/a@1", "/a@2")
-    text = await unified(pair)
+    text = await Comparer().unified(ONE, pair)
     assert text == "".join(
         difflib.unified_diff(lines, lines[:1_000] + lines[1_001:], "/a@1", "/a@2")
     )
@@ -76,7 +74,7 @@ async def test_many_lines_that_can_be_compared_are() -> None:
 def test_it_is_the_same_in_a_child_and_here(before: str, after: str) -> None:
     filled = "same\n" * (SHORT_LINES + 1)
     pair = Pair(f"{filled}{before}", f"{filled}{after}", "a", "b")
-    assert asyncio.run(unified(pair)) == compared(pair)
+    assert asyncio.run(COMPARER.unified(ONE, pair)) == compared(pair)
 
 
 async def test_one_tenant_compares_one_at_a_time_and_another_does_not_wait_for_it() -> None:
@@ -92,13 +90,3 @@ async def test_one_tenant_compares_one_at_a_time_and_another_does_not_wait_for_i
     for task in flood:
         task.cancel()
     await asyncio.gather(*flood, return_exceptions=True)
-
-
-async def test_what_a_child_may_not_use_ends_it_and_what_broke_is_said() -> None:
-    program = "aios_broker.comparing"
-    slow = b'["%s", "%s", "a", "b"]' % ((b"a\\nb\\nc\\n" * 9_000,) * 2)
-    with pytest.raises(OutOfTime):
-        await bounded_run(program, slow, Bounds(BOUNDS.cpu_s, BOUNDS.memory_bytes, wall_s=0.01))
-    with pytest.raises(ModuleError, match="exit code"):
-        await bounded_run(program, b"no request", BOUNDS)
-    assert issubclass(OutOfTime, OutOfBounds)

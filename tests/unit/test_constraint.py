@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios_broker.contract.errors import CoreError, InvalidSyscall
+from aios_broker.places import Holder
 from aios_workers.llm.constraint import Compiler, ConstraintChecker, Matcher
 from aios_workers.llm.core import Constraint
 from aios_workers.llm.cores.simulated import simulated_model as vocabulary
 
 END = vocabulary.END_ID
+ONE = Holder("acme", "one")
 COMPILER = Compiler(vocabulary.constraint_pieces(), (END,), tuple)
 PERSON = Constraint(
     "json",
@@ -94,7 +96,7 @@ def test_output_that_does_not_follow_is_a_failure() -> None:
 async def test_what_can_be_kept_passes() -> None:
     checker = ConstraintChecker()
     for constraint in (PERSON, LIST, WORD):
-        await checker.check(constraint)
+        await checker.check(constraint, ONE)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ async def test_what_cannot_be_kept_is_refused_with_the_reason(
     constraint: Constraint, field: str, reason: str
 ) -> None:
     with pytest.raises(InvalidSyscall, match=reason) as refused:
-        await ConstraintChecker().check(constraint)
+        await ConstraintChecker().check(constraint, ONE)
     assert refused.value.field == f"body.format.{field}"
 
 
@@ -148,7 +150,7 @@ async def test_a_verdict_is_remembered() -> None:
     messages = []
     for _ in range(2):
         with pytest.raises(InvalidSyscall) as refused:
-            await checker.check(bad)
+            await checker.check(bad, ONE)
         messages.append(refused.value.message)
     assert messages[0] == messages[1]
     assert checker.children == 1

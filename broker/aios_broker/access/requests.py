@@ -17,7 +17,7 @@ from aios_broker.access.audit import AuditLine, append_line
 from aios_broker.access.deciders import Decider, check_decider
 from aios_broker.access.edits import check_editor, check_narrower
 from aios_broker.access.tables import approval, selected
-from aios_broker.comparing import MAX_COMPARED_BYTES, Pair, unified
+from aios_broker.comparing import MAX_COMPARED_BYTES, Comparer, Pair
 from aios_broker.contract.access import (
     Approval,
     ApprovalRule,
@@ -32,6 +32,7 @@ from aios_broker.contract.errors import (
     VersionConflict,
 )
 from aios_broker.contract.syscall import Body, refuse_nul
+from aios_broker.places import Holder
 from aios_broker.postgres.store import AgentRow, Cursor
 
 DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
@@ -370,5 +371,5 @@ async def arguments_diff(before: dict[str, Any], after: dict[str, Any]) -> str:
     ]
     if max(map(len, texts)) > MAX_COMPARED_BYTES:
         return "arguments that are too long to be compared\n"
-    text = await unified(Pair(texts[0], texts[1], "asked for", "edited"))
+    text = await Comparer().unified(Holder("", ""), Pair(texts[0], texts[1], "asked for", "edited"))
     return "arguments that differ in too much to be compared\n" if text is None else text

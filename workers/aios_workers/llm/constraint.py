@@ -7,8 +7,8 @@ generation goes on.
 
 Some grammars overflow the compiler's stack, others keep it busy for minutes; neither may happen
 to a worker or to a core. So what comes from outside is compiled once in a child with little of
-everything (`python -m aios_workers.llm.constraint`), which may die of it, and only what it survives
-is compiled where it is used. What was found is remembered.
+everything (`ConstraintChecker`), which may die of it, and only what it survives is compiled where
+it is used. What was found is remembered.
 """
 
 from __future__ import annotations
@@ -29,14 +29,10 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance._tokenizer import TokenizerWrapper
 from numpy.typing import NDArray
 
+from aios_broker.bounded_work import BoundedWork
 from aios_broker.contract.errors import CoreError, InvalidSyscall
-from aios_broker.process.bounded import (
-    Bounds,
-    OutOfBounds,
-    OutOfTime,
-    accept_bounds,
-    bounded_run,
-)
+from aios_broker.places import Holder, Shares
+from aios_broker.process.bounded import Bounds, OutOfBounds, OutOfTime, serve
 from aios_workers.llm.core import Constraint
 from aios_workers.llm.schemas import Schema, narrowed, subschemas, unkept
 from aios_workers.llm.validation import number_probes, overlapping, validator_of, wrong_value
@@ -227,8 +223,10 @@ class _Tokenizer:
 
 
 PROGRAM = "aios_workers.llm.constraint"
-BOUNDS = Bounds(cpu_s=2, memory_bytes=1 << 30, wall_s=20.0)
 MOST_COMPILE_S = 0.2  # of one CPU: so long a core may stand still when it compiles it again
+# A generation's slot waits for it; 16 patterns are compiled and probed in 0.12 s.
+BOUNDS = Bounds(cpu_s=5 * MOST_COMPILE_S, memory_bytes=1 << 30, wall_s=20.0, nice=5)
+AT_ONCE = Shares(places=2, of_tenant=1, of_agent=1)  # of one worker process
 STACK_BYTES = 2 << 20  # cores have four times as much: what fits here fits there
 REMEMBERED = 256
 FORCED_BYTES = 8  # read where there is no choice: what cannot go on is found out here
@@ -236,13 +234,14 @@ _BYTES = 256
 
 
 class ConstraintChecker:
-    """Checks constraints; the latest verdicts are remembered."""
+    """Checks constraints, of each tenant one at a time; the latest verdicts are remembered."""
 
     def __init__(self) -> None:
         self._verdicts: dict[Constraint, str] = {}  # the longest unused first
+        self._work = BoundedWork(PROGRAM, BOUNDS, AT_ONCE)
         self.children = 0  # that were started
 
-    async def check(self, constraint: Constraint) -> None:
+    async def check(self, constraint: Constraint, holder: Holder) -> None:
         """Return if a core can keep it.
 
         Raises:
@@ -252,38 +251,34 @@ class ConstraintChecker:
         verdict = self._verdicts.pop(constraint, None)
         if verdict is None:
             self.children += 1
-            verdict = await _verdict(constraint)
+            verdict = await self._verdict(constraint, holder)
         self._verdicts[constraint] = verdict  # the last to be forgotten
         if len(self._verdicts) > REMEMBERED:
             del self._verdicts[next(iter(self._verdicts))]
         if verdict:
             raise refusal(constraint, verdict)
 
+    async def _verdict(self, constraint: Constraint, holder: Holder) -> str:
+        """Return the message of why a constraint cannot be kept; empty: it can."""
+        try:
+            said = await self._work.run(holder, msgspec.json.encode(constraint))
+        except OutOfTime as error:
+            late = f"a constraint could not be checked within {BOUNDS.wall_s:g} s"
+            raise CoreError(late) from error
+        except OutOfBounds:
+            return not_kept(constraint, "it is too large, too deep or too ambiguous to be compiled")
+        return said.decode("utf-8", "replace")
 
-async def _verdict(constraint: Constraint) -> str:
-    """Return the message of why a constraint cannot be kept; empty: it can."""
-    try:
-        said = await bounded_run(PROGRAM, msgspec.json.encode(constraint), BOUNDS)
-    except OutOfTime as error:
-        raise CoreError(f"a constraint could not be checked within {BOUNDS.wall_s:g} s") from error
-    except OutOfBounds:
-        return not_kept(constraint, "it is too large, too deep or too ambiguous to be compiled")
-    return said.decode("utf-8", "replace")
 
-
-def main() -> int:
-    """Compile the constraint on standard input and print what is wrong with it."""
-    constraint = msgspec.json.decode(sys.stdin.buffer.read(), type=Constraint)
-    accept_bounds(sys.argv[1:])
+def _work(request: bytes) -> bytes:
+    """Compile a constraint, and return what is wrong with it."""
+    constraint = msgspec.json.decode(request, type=Constraint)
     threading.stack_size(STACK_BYTES)
     verdicts: list[str] = []
     thread = threading.Thread(target=lambda: verdicts.append(verdict_of(constraint)))
     thread.start()
     thread.join()
-    if not verdicts:
-        return 1
-    sys.stdout.write(verdicts[0])
-    return 0
+    return verdicts[0].encode()
 
 
 def verdict_of(constraint: Constraint) -> str:
@@ -393,4 +388,4 @@ def _walked(compiler: Compiler, constraint: Constraint, draws: random.Random) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(_work))

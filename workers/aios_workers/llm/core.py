@@ -36,6 +36,7 @@ from aios_broker.contract.llm import (
 )
 from aios_broker.contract.money import Billed
 from aios_broker.contract.reply import TokenLogprob
+from aios_broker.places import Holder
 from aios_broker.queues.rate_limits import Permit
 from aios_workers.llm.chat.calls import CallFormat
 from aios_workers.llm.chat.reasoning import ReasoningTags
@@ -46,6 +47,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length"]
+NOBODY = Holder("", "")
 SHORT_CHARACTERS = 16_384  # read in the loop: under 2 ms; a thread costs 0.1 ms more
 # The sampling options of a core that samples by itself, by their names in the contract.
 SAMPLER_KEEPS = PENALTIES | {"temperature", "top_p", "top_k", "min_p", "logit_bias", "seed"}
@@ -180,6 +182,7 @@ class GenerationRequest:
     # Only what was read for the same owner needs no prefill: how much that was, and how fast,
     # would tell what others have sent. Empty: whoever it was read for.
     kv_owner: str = ""
+    holder: Holder = NOBODY  # whose turn it takes where its form is tried
     asks_for_seed: bool = True  # else it is the kernel's: nobody waits for the same draw again
 
 

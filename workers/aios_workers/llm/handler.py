@@ -28,6 +28,7 @@ from aios_broker.contract.money import Billed
 from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult, Usage
 from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, decode_snapshot
 from aios_broker.contract.syscall import Body, Syscall
+from aios_broker.places import Holder
 from aios_broker.queues.records import Lease
 from aios_broker.retry import patiently
 from aios_workers.llm.answers import Plan, closed, constraint_of_chat, fits, reasoning_of
@@ -276,6 +277,7 @@ class LlmHandler:
             images=tuple(image for message in messages for image in message.images),
             tool_choice=body.tool_choice if toolbox is not None else None,
             kv_owner=run.kv_owner,
+            holder=Holder(syscall.tenant, syscall.agent),
             asks_for_seed=body.seed is not None,
         )
         streams = body.stream and lease.wants_chunks

@@ -223,7 +223,7 @@ class LlamaCppCore(BaseCore[Vocabulary]):
         """Generate until an end token, `max_tokens`, or `abort`; see `Core.generate`."""
         check_generation(request, self.info)
         if request.constraint is not None:
-            await self._constraints.check(request.constraint)
+            await self._constraints.check(request.constraint, request.holder)
         process = await self._running()
         stream = next(self._numbers)
         self._streams[stream] = request.request_id

@@ -164,7 +164,7 @@ class SGLangCore(BaseCore[Vocabulary]):
         """Generate until an end token, `max_tokens`, or `abort`; see `Core.generate`."""
         self._check(request)
         if request.constraint is not None:  # before the server compiles it: it could die of it
-            await self._constraints.check(request.constraint)
+            await self._constraints.check(request.constraint, request.holder)
         if len(request.resume_ids) >= request.max_tokens:
             yield Step((), "length")
             return

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import Message, Tool
+from aios_broker.places import Holder
 from aios_workers.llm.core import (
     SAMPLER_KEEPS,
     Capabilities,
@@ -38,7 +39,7 @@ from aios_workers.llm.options import check_generation, check_texts
 if TYPE_CHECKING:
     from aios_workers.llm.constraint import Compiler, Matcher
 
-Check = Callable[[Constraint], Awaitable[None]]
+Check = Callable[[Constraint, Holder], Awaitable[None]]
 
 MAX_LOGPROBS = 64
 EMBEDDING_SIZE = 32
@@ -192,7 +193,7 @@ class SimulatedCore:
             check = self._check_constraint or ConstraintChecker().check
             self._forms = check, Compiler(pieces, (simulated_model.END_ID,), tuple)
         check, compiler = self._forms
-        await check(request.constraint)
+        await check(request.constraint, request.holder)
         return compiler.start(request.constraint, request.resume_ids)
 
     async def _generate(
