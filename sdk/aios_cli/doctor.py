@@ -43,7 +43,7 @@ from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
 from aios_local.supervisor.record import died
-from aios_local.supervisor.redis_fitness import check_eviction
+from aios_local.supervisor.redis_check import check_eviction
 from aios_workers.model_files import (
     MINILM,
     MINILM_TOKENIZER,

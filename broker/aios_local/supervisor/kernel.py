@@ -49,7 +49,7 @@ from aios_local.supervisor.record import (
     process_metrics,
     write_record,
 )
-from aios_local.supervisor.redis_fitness import check_redis
+from aios_local.supervisor.redis_check import check_redis
 from aios_local.supervisor.redis_users import RedisUsers, UsersWatch
 from aios_local.supervisor.supervisor import Supervisor
 

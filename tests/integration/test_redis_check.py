@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_local.supervisor.redis_fitness import check_redis
+from aios_local.supervisor.redis_check import check_redis
 from aios_workers.runtime.registry import worker_name
 from tests.redis_nodes import RedisNode, running
 
