@@ -125,8 +125,8 @@ MUTANTS = (
     Mutant(
         "finish without a lease",
         "broker/aios_broker/queues/lua/worker/finish.lua",
-        "accepted[i] = leases[i] and not seen[job.id] and 1 or 0",
-        "accepted[i] = 1",
+        "local held = leases[i] and not seen[job.id]",
+        "local held = true",
     ),
     Mutant(
         "finish keeps the lease",
@@ -224,8 +224,8 @@ MUTANTS = (
     Mutant(
         "a late suspension is taken",
         "broker/aios_broker/queues/lua/worker/suspend.lua",
-        "accepted[i] = leases[i] and not seen[job.id] and 1 or 0",
-        "accepted[i] = 1",
+        "local held = leases[i] and not seen[job.id]",
+        "local held = true",
     ),
     Mutant(
         "all are suspended for one waiting job",
