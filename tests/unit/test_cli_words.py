@@ -120,7 +120,8 @@ def test_bytes_that_the_locale_has_no_character_for_are_read_as_utf_8() -> None:
     ids=["C", "ASCII alone"],
 )
 def test_a_c_locale_works(locale: dict[str, str], tmp_path: Path) -> None:
-    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **locale}
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    environ = {**kept, "HOME": str(tmp_path), **locale}
     done = subprocess.run(
         [sys.executable, "-P", "-m", "aios_cli", "ps", "--module", "café"],
         env=environ,
