@@ -89,6 +89,7 @@ def test_what_an_agent_asks_for_is_text() -> None:
         path="/approvals",
         head="",
         navigation=[],
+        rq_dashboard="",
     )
 
     assert "<script>alert" not in page
