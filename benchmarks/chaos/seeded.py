@@ -43,14 +43,14 @@ BUGS = (
     Bug(
         "finish ignores the fencing",
         LUA + "worker/finish.lua",
-        "accepted[i] = leases[i] and not seen[job.id] and 1 or 0",
+        "accepted[i] = held and not is_removed(c, job.id) and 1 or 0",
         "accepted[i] = 1",
         ("stop", "messages"),
     ),
     Bug(
         "suspend ignores the fencing",
         LUA + "worker/suspend.lua",
-        "accepted[i] = leases[i] and not seen[job.id] and 1 or 0",
+        "accepted[i] = held and not is_removed(c, job.id) and 1 or 0",
         "accepted[i] = 1",
         ("stop", "messages"),
     ),

@@ -344,3 +344,8 @@ def test_half_a_history_is_refused(settings: dict[str, str], tmp_path: Path) -> 
     aios(settings, "submit", "--tool", "echo", "x")
     wait_until(lambda: aios(elsewhere, "journal").exit_code == 2)
     assert "AIOS_DATABASE_URL" in aios(elsewhere, "journal").stderr
+
+
+def test_the_version_is_told() -> None:
+    done = CliRunner().invoke(cli, ["--version"])
+    assert done.output.startswith("aios 0.1.0 (Python 3.")

@@ -42,7 +42,8 @@ async def test_rq_info_shows_queues_workers_and_counts(busy: Busy) -> None:
     )
     assert "2 queues, 3 jobs total" in text
     assert re.search(
-        r"^\S+\.\d+\.llm \(\S+ \S+ \d+\): \S+ llm\.simulated, llm\. jobs: 1 finished, 1 failed$",
+        r"^\S+\.\d+-[0-9a-f]{6}\.llm \(\S+ \S+ \d+\): "
+        r"\S+ llm\.simulated, llm\. jobs: 1 finished, 1 failed$",
         text,
         re.MULTILINE,
     )

@@ -134,8 +134,3 @@ def test_a_c_locale_works(locale: dict[str, str], tmp_path: Path) -> None:
         4,
         "unknown-module: module: there is no module 'café'",
     )
-
-
-def test_the_version_is_told() -> None:
-    done = CliRunner().invoke(cli, ["--version"])
-    assert done.output.startswith("aios 0.1.0 (Python 3.")

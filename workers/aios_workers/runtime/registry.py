@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -54,7 +55,6 @@ from aios_workers.runtime.kernel import (
 )
 from aios_workers.runtime.loop import Worker, WorkerSpec
 
-RANDOM_PART = secrets.token_hex(3)  # of this process's workers
 HOSTNAME_CHARACTERS = 40  # of a worker's name
 DISTRIBUTION = "aios-broker"
 HUNG_LEASES = 3  # so many leases without one turn of the loop; after one, all are lost
@@ -265,7 +265,13 @@ def worker_name(role: str) -> str:
     Two containers may have the same host name and process id.
     """
     host = socket.gethostname().partition(".")[0][:HOSTNAME_CHARACTERS]
-    return f"{host}.{os.getpid()}-{RANDOM_PART}.{role}"
+    return f"{host}.{os.getpid()}-{_random_part()}.{role}"
+
+
+@cache
+def _random_part() -> str:
+    """Return what all workers of this process have in their names."""
+    return secrets.token_hex(3)
 
 
 def _release() -> str:
