@@ -37,6 +37,7 @@ from aios_broker.contract.syscall import (
 )
 from aios_broker.contract.tokens import new_token
 from aios_sdk.openai_words import refuse_other_options, tool, tool_choice, turn
+from aios_sdk.tools import tool_name
 from aios_sdk.tracing import current_traceparent
 
 Messages = str | Sequence[Message | Mapping[str, object]]
@@ -157,6 +158,17 @@ def context_expand_body(
 def echo_body(text: str = "") -> RawBody:
     """Return the text: the whole path through the kernel and no work."""
     return {"type": "tool.echo", "text": text}
+
+
+def tool_call_body(
+    tool: str | Callable[..., object],
+    arguments: Mapping[str, object] | None = None,
+    *,
+    version: str | None = None,
+) -> RawBody:
+    """Run a tool: its name, or the function that `@tool` made one; arguments by their names."""
+    name = tool if isinstance(tool, str) else tool_name(tool)
+    return {"type": "tool.call", "tool": name, "arguments": arguments or {}, "version": version}
 
 
 class NoteFields(TypedDict, total=False):

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
-from aios_broker.contract import access, memory, storage
+from aios_broker.contract import access, exec, memory, storage, tools
 from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.ids import Ids
@@ -47,6 +47,7 @@ from aios_sdk.requests import (
     note_body,
     register_body,
     share_body,
+    tool_call_body,
     write_body,
 )
 
@@ -234,7 +235,21 @@ class Context(Tree[Side]):
 class Tool(Tree[Side]):
     """Tools."""
 
+    call = Kind(tool_call_body, tools.ToolResult)
+    list = Kind(tools.ToolList, tools.ToolCards)
+    show = Kind(tools.ToolShow, tools.ToolCard)
     echo = Kind(echo_body, EchoResult)
+
+
+class Exec(Tree[Side]):
+    """Sessions of an interpreter that keeps what was run in it."""
+
+    open = Kind(exec.ExecOpen, exec.ExecSession)
+    run = Kind(exec.ExecRun, exec.ExecOutcome)
+    interrupt = Kind(exec.ExecInterrupt, exec.ExecSession)
+    reset = Kind(exec.ExecReset, exec.ExecSession)
+    close = Kind(exec.ExecClose, exec.ExecSession)
+    list = Kind(exec.ExecList, exec.ExecSessions)
 
 
 class Memory(Tree[Side]):
@@ -318,6 +333,7 @@ class Trees(Generic[Side]):
         self.llm: Llm[Side] = Llm(agent, thread)
         self.context: Context[Side] = Context(agent, thread)
         self.tool: Tool[Side] = Tool(agent, thread)
+        self.exec: Exec[Side] = Exec(agent, thread)
         self.memory: Memory[Side] = Memory(agent, thread)
         self.storage: Storage[Side] = Storage(agent, thread)
         self.access: Access[Side] = Access(agent, thread)

@@ -86,6 +86,20 @@ NAMES = {
     "Notes",
     "NoteVersion",
     "Recall",
+    "Fault",
+    "ExecFailure",
+    "ExecOutcome",
+    "ExecSession",
+    "ExecSessions",
+    "MadeFile",
+    "NetworkRule",
+    "ParallelLimits",
+    "RunLimits",
+    "ToolCard",
+    "ToolCards",
+    "ToolResult",
+    "ToolRunFacts",
+    "tool",
 }
 HEAVY = ("redis", "hiredis", "rq", "numpy", "click", "httpx", "sqlalchemy", "aios_broker.queues")
 THIRD_PARTY = """
@@ -136,7 +150,7 @@ def test_a_missing_extra_is_named() -> None:
     assert "aios-broker[redis]" in run(WITHOUT_HIREDIS)
 
 
-@pytest.mark.parametrize("name", ["llm", "context", "tool", "memory", "storage", "access"])
+@pytest.mark.parametrize("name", ["llm", "context", "tool", "exec", "memory", "storage", "access"])
 def test_both_agents_have_the_same_verbs(name: str) -> None:
     asynchronous, synchronous = getattr(AsyncAgent("writer"), name), getattr(Agent("writer"), name)
     assert type(asynchronous) is type(synchronous)
@@ -148,9 +162,11 @@ def test_both_agents_have_the_same_verbs(name: str) -> None:
         assert getattr(synchronous, verb) is getattr(synchronous, verb)  # made once
 
 
-def test_every_state_syscall_has_its_verb() -> None:
+def test_every_syscall_of_these_modules_has_its_verb() -> None:
     agent = AsyncAgent("writer")
-    for kind in (kind for kind in KINDS if module_of(kind) in ("memory", "storage", "access")):
+    for kind in (
+        kind for kind in KINDS if module_of(kind) in ("memory", "storage", "access", "tool")
+    ):
         tree, verb = kind.split(".")
         assert hasattr(getattr(agent, tree), verb)
 

@@ -6,7 +6,9 @@
     │   │   ├── UnknownModule            no such module, or one that is not built yet
     │   │   ├── UnknownCore              no worker serves the core that was named
     │   │   ├── UnsupportedOption        this core cannot keep an option that was asked for
-    │   │   └── ContextTooLong           prompt and answer do not fit the core's context
+    │   │   ├── ContextTooLong           prompt and answer do not fit the core's context
+    │   │   ├── UnknownTool              no tool, or no version of it, has that name
+    │   │   └── InvalidArguments         a tool's schema does not allow them; `faults` says where
     │   ├── InvalidRequest           an HTTP request that the API cannot serve
     │   │   ├── RequestTooLarge          its body is over the limit
     │   │   ├── RequestTimeout           it did not come in time
@@ -29,6 +31,8 @@
     │   ├── ObjectLocked             another agent has locked it
     │   ├── InvalidPath              a path that leads outside, or cannot be a name
     │   ├── NotConfigured            this kernel was started without what it would need
+    │   ├── ToolUnavailable          a tool cannot be loaded here; nothing of it ran
+    │   ├── SandboxUnavailable       this machine cannot keep in what was to run
     │   ├── ApprovalDenied           a person refused it
     │   └── ApprovalExpired          nobody decided in time
     ├── Failed                   a worker took it, and it did not succeed
@@ -37,6 +41,9 @@
     │   │   ├── CoreKeyRefused           its endpoint refuses its key
     │   │   ├── CoreAccountExhausted     its account has no money or quota left
     │   │   └── CoreBusy                 its endpoint asks for a pause, again and again
+    │   ├── ToolFailed               a tool raised, died, or returned what is no JSON
+    │   │   ├── ToolTimeout              it ran for longer than it may
+    │   │   └── ToolLimit                it used more than it may; `field` names the limit
     │   ├── FormNotKept              the answer breaks its form, or was cut before its end
     │   ├── DeadlineExceeded         it outlived its `deadline_s`
     │   ├── Cancelled                somebody cancelled it
@@ -63,9 +70,17 @@
 """
 
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from msgspec import Struct
+
+
+class Fault(Struct, frozen=True, omit_defaults=True):
+    """One thing that is wrong with the arguments of a call."""
+
+    path: str  # a JSON pointer, such as `/items/2/price`; empty: the arguments as a whole
+    fault: str
+    example: Any = None  # what would be right there
 
 
 class ErrorBody(Struct, frozen=True, omit_defaults=True):
@@ -78,6 +93,7 @@ class ErrorBody(Struct, frozen=True, omit_defaults=True):
     retryable: bool = False
     retry_after_s: float | None = None
     syscall_id: str | None = None
+    faults: tuple[Fault, ...] = ()  # of `invalid-arguments`, all of them
 
 
 class KernelError(Exception):
@@ -85,6 +101,7 @@ class KernelError(Exception):
 
     code: ClassVar[str] = "kernel-error"  # of each class: its name in small letters
     retryable: bool = False
+    faults: tuple[Fault, ...] = ()
 
     def __init_subclass__(cls) -> None:
         """Give the class its code: `QueueFull` is `queue-full`."""
@@ -125,6 +142,7 @@ class KernelError(Exception):
             retryable=self.retryable,
             retry_after_s=self.retry_after_s,
             syscall_id=self.syscall_id,
+            faults=self.faults,
         )
 
 
@@ -150,6 +168,14 @@ class UnsupportedOption(InvalidSyscall):
 
 class ContextTooLong(InvalidSyscall):
     """The prompt and the answer asked for do not fit the core's context; both are named."""
+
+
+class UnknownTool(InvalidSyscall):
+    """The kernel has no tool, or no version of one, of that name."""
+
+
+class InvalidArguments(InvalidSyscall):
+    """The schema of a tool does not allow the arguments of a call; `faults` has each fault."""
 
 
 class InvalidRequest(Rejected):
@@ -248,6 +274,14 @@ class NotConfigured(Rejected):
     """This kernel was started without what it would need; `field` is the setting."""
 
 
+class ToolUnavailable(Rejected):
+    """A tool cannot be loaded: its code, its schema or a dependency; nothing of the call ran."""
+
+
+class SandboxUnavailable(Rejected):
+    """This machine has no sandbox for what was to run, and the operator allows nothing less."""
+
+
 class ApprovalDenied(Rejected):
     """It needs a person's approval, and the person refused it; nothing was changed."""
 
@@ -281,6 +315,18 @@ class CoreAccountExhausted(CoreError):
 
 class CoreBusy(CoreError):
     """The endpoint of a remote core asks for a pause, again and again; `retry_after_s` is set."""
+
+
+class ToolFailed(Failed):
+    """The tool raised, its process died, or it returned what is no JSON."""
+
+
+class ToolTimeout(ToolFailed):
+    """The tool ran for longer than it may; it was ended, with all that it began."""
+
+
+class ToolLimit(ToolFailed):
+    """The tool used more than it may, and was ended; `field` names the limit."""
 
 
 class FormNotKept(Failed):
@@ -392,4 +438,6 @@ def from_wire(body: ErrorBody) -> KernelError:
         syscall_id=body.syscall_id,
     )
     error.retryable = body.retryable
+    if body.faults:
+        error.faults = body.faults
     return error

@@ -9,9 +9,11 @@ from msgspec import Struct
 
 from aios_broker.contract.access import AccessResult
 from aios_broker.contract.errors import ErrorBody, FormNotKept, KernelError, from_wire
+from aios_broker.contract.exec import ExecResult
 from aios_broker.contract.llm import Message, ToolCall
 from aios_broker.contract.memory import MemoryResult
 from aios_broker.contract.storage import StorageResult
+from aios_broker.contract.tools import ToolAnswer
 
 
 class Usage(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -166,6 +168,8 @@ Result = (
     | MemoryResult
     | StorageResult
     | AccessResult
+    | ToolAnswer
+    | ExecResult
 )
 
 

@@ -24,6 +24,7 @@ from aios_broker.contract.errors import (
     UnknownModule,
     UnsupportedVersion,
 )
+from aios_broker.contract.exec import ExecBody
 from aios_broker.contract.json_text import NUL, has_more_values, has_nul, is_nested_deeper
 from aios_broker.contract.llm import LlmBody, LlmChat
 from aios_broker.contract.memory import MemoryAdd, MemoryBody, MemoryContext
@@ -40,6 +41,7 @@ from aios_broker.contract.names import (
 )
 from aios_broker.contract.storage import StorageBody, StorageOperate
 from aios_broker.contract.tokens import shown_without_token
+from aios_broker.contract.tools import ToolBody
 from aios_broker.contract.traces import Traceparent
 
 # What a syscall needs beside a slot: a core, and what only so many may hold at once.
@@ -144,12 +146,17 @@ class ToolEcho(Struct, frozen=True, forbid_unknown_fields=True, tag="tool.echo",
 
 
 StateBody = MemoryBody | StorageBody | AccessBody
-Body = LlmBody | StateBody | ToolEcho
+ToolModuleBody = ToolBody | ExecBody | ToolEcho
+Body = LlmBody | StateBody | ToolModuleBody
 _BODIES: tuple[type[Body], ...] = get_args(Body)
 _KIND_OF: dict[type[Body], str] = {body: str(body.__struct_config__.tag) for body in _BODIES}
 KINDS: tuple[str, ...] = tuple(_KIND_OF.values())
 _BODY_OF = {kind: body for body, kind in _KIND_OF.items()}
 EXPECTED = "give what is expected there"  # a door says where its own users read of that
+
+
+# Trees of their own in the SDK that stand in the queue of another module.
+_QUEUE_OF = {"context": "llm", "exec": "tool"}
 
 
 def body_of_kind(kind: str) -> type[Body] | None:
@@ -160,8 +167,7 @@ def body_of_kind(kind: str) -> type[Body] | None:
 def module_of(kind: str) -> str:
     """Return the module that a kind such as `memory.add` belongs to, built or not."""
     family = kind.partition(".")[0]
-    # Contexts are a tree of their own in the SDK, and stand in the queue of the llm module.
-    return "llm" if family == "context" else family
+    return _QUEUE_OF.get(family, family)
 
 
 _MODULE_OF: dict[type[Body], Module] = {
@@ -211,7 +217,7 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         The core that a memory or storage syscall names is that of its own llm syscalls.
         """
         body = self.body
-        if isinstance(body, ToolEcho) or not isinstance(body, LlmBody):
+        if not isinstance(body, LlmBody):
             return ""
         return body.core or ""
 

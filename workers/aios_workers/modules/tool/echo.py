@@ -22,9 +22,9 @@ class ToolHandler:
         """Return the text: there is nothing to wait for."""
         if not isinstance(syscall.body, ToolEcho):
             raise UnknownModule(
-                f"module 'tool' has no operation {syscall.kind!r}",
+                f"{syscall.kind!r} is not built in this version",
                 field="body.type",
-                remedy="send it to the queue of its own module",
+                remedy="use tool.echo",
             )
         return Done(EchoResult(syscall.body.text))
 

@@ -1,0 +1,107 @@
+"""What an agent may ask of its exec sessions: interpreters that keep what was run in them.
+
+A session is one agent's own. It lives in the sandbox of a tool worker and ends when it was idle
+for too long, when it is closed, or with its worker: then who runs in it is told that it is lost.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from aios_broker.contract.names import Request, Row, Text
+from aios_broker.contract.tools import MadeFile, SandboxKind, ToolName
+
+SessionId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]  # of the syscall that opened it
+Interpreter = Literal["python", "shell"]
+_Seconds = Annotated[float, Meta(gt=0.0, le=86_400.0)]
+
+
+class ExecOpen(Request, frozen=True, tag="exec.open"):
+    """Begin a session: an interpreter of the agent's own, in a sandbox."""
+
+    interpreter: Interpreter = "python"
+    idle_s: _Seconds = 1_800.0  # it ends when nothing was run for so long
+    tools: Annotated[Row[ToolName], Meta(max_length=64)] = ()  # that code inside may call
+
+
+class ExecRun(Request, frozen=True, tag="exec.run"):
+    """Run code in a session; what it defines is there for the next run."""
+
+    session: SessionId
+    code: Text
+    timeout_s: _Seconds = 60.0
+
+
+class ExecInterrupt(Request, frozen=True, tag="exec.interrupt"):
+    """End what runs in a session; what it keeps stays."""
+
+    session: SessionId
+
+
+class ExecReset(Request, frozen=True, tag="exec.reset"):
+    """Begin a session anew: nothing that was defined in it is left."""
+
+    session: SessionId
+
+
+class ExecClose(Request, frozen=True, tag="exec.close"):
+    """End a session."""
+
+    session: SessionId
+
+
+class ExecList(Request, frozen=True, tag="exec.list"):
+    """List the agent's sessions."""
+
+
+ExecBody = ExecOpen | ExecRun | ExecInterrupt | ExecReset | ExecClose | ExecList
+
+
+# What comes back.
+
+
+class ExecSession(Struct, frozen=True, omit_defaults=True, tag="exec.session"):
+    """A session as it is."""
+
+    id: str
+    interpreter: Interpreter = "python"
+    state: Literal["idle", "busy", "closed", "lost"] = "idle"
+    runs: int = 0  # since it was opened or reset
+    opened_at: float = 0.0  # Unix time, s
+    used_at: float = 0.0
+    idle_s: float = 0.0
+    worker: str = ""
+    sandbox: SandboxKind = "none"
+
+
+class ExecSessions(Struct, frozen=True, omit_defaults=True, tag="exec.list"):
+    """Sessions, oldest first."""
+
+    sessions: tuple[ExecSession, ...]
+
+
+class ExecFailure(Struct, frozen=True, omit_defaults=True):
+    """What the code raised: the run itself did not fail."""
+
+    name: str
+    message: str
+    traceback: str = ""
+
+
+class ExecOutcome(Struct, frozen=True, omit_defaults=True, tag="exec.run"):
+    """What a run printed, returned, raised and left."""
+
+    session: str
+    number: int = 0  # of the run in its session, from 1
+    stdout: str = ""
+    stderr: str = ""
+    output_cut: bool = False
+    value: str = ""  # how the last expression shows itself
+    rich: tuple[dict[str, Any], ...] = ()  # by media type, such as {"image/png": base64}
+    error: ExecFailure | None = None
+    files: tuple[MadeFile, ...] = ()
+    wall_s: float = 0.0
+    calls: int = 0  # syscalls that its code made
+
+
+ExecResult = ExecSession | ExecSessions | ExecOutcome

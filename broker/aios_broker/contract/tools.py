@@ -1,0 +1,186 @@
+"""What an agent may ask of the tool module: run a tool, and see which there are.
+
+A tool is a function of a Python module or a folder with a `tool.toml`. Workers load it on demand,
+in a process of its own, and say in its card what a caller and the kernel have to know of it. Its
+version is a digest of its content: one that was changed is another.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+from aios_broker.contract.names import Name, Request, Row
+
+ToolName = Annotated[
+    str,
+    Meta(max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*\Z"),
+]
+TOOL_NAME_RULE = "name it ORG/NAME: letters, digits and ._-, one slash, 120 characters at most"
+ToolVersion = Annotated[str, Meta(pattern=r"^[0-9a-f]{12}\Z")]  # the first digits of a SHA-256
+# What a lock is on, such as `gpu0` or `file:{path}`: {path} is the argument of that name.
+LockTemplate = Annotated[str, Meta(min_length=1, max_length=200)]
+# none: a process of its own with limits, which sees what the worker's user sees.
+SandboxKind = Literal["bubblewrap", "none"]
+
+MARK = "__aios_tool__"  # the attribute in which a function says what it is as a tool
+MAX_ARGUMENT_BYTES = 1024 * 1024  # of one call, as JSON
+MAX_ARGUMENT_LEVELS = 64
+MAX_PARALLEL = 10_000
+
+_Places = Annotated[int, Meta(ge=0, le=MAX_PARALLEL)]
+_Seconds = Annotated[float, Meta(gt=0.0, le=86_400.0)]
+_Bytes = Annotated[int, Meta(ge=1024, le=1024**4)]
+
+
+class ParallelLimits(Request, frozen=True):
+    """How many calls of a tool may run at once, over the whole fleet. 0: any number."""
+
+    tool: _Places = 0  # of all agents together
+    agent: _Places = 0  # of one agent
+    tenant: _Places = 0  # of one tenant's agents together
+
+
+class RunLimits(Request, frozen=True):
+    """What one call may use. Who goes beyond is ended, with all processes that it began."""
+
+    timeout_s: _Seconds = 60.0  # from its start to its answer
+    cpu_s: _Seconds = 60.0  # of each of its processes
+    memory_bytes: _Bytes = 1024**3  # of addresses, of each of its processes
+    processes: Annotated[int, Meta(ge=1, le=4096)] = 64
+    output_bytes: _Bytes = 64 * 1024  # of text that it prints; what comes later is cut away
+    value_bytes: _Bytes = 1024**2  # of what it returns, as JSON
+    file_bytes: _Bytes = 64 * 1024**2  # of all files that it leaves
+
+
+class NetworkRule(Request, frozen=True):
+    """Where a tool may go on the network; without a rule it goes nowhere."""
+
+    host: Annotated[str, Meta(min_length=1, max_length=253)]  # or `*.example.org`
+    methods: Annotated[Row[str], Meta(min_length=1, max_length=16)] = ("GET",)
+    paths: Annotated[Row[str], Meta(min_length=1, max_length=64)] = ("/",)  # what they begin with
+    secrets: Annotated[Row[Name], Meta(max_length=16)] = ()  # that are put in on this way
+
+
+class ToolSettings(Request, frozen=True, kw_only=True):
+    """What a tool says of itself, by its decorator or its `tool.toml`."""
+
+    description: Annotated[str, Meta(max_length=20_000)] = ""  # empty: its docstring
+    parallel: ParallelLimits = field(default_factory=ParallelLimits)
+    limits: RunLimits = field(default_factory=RunLimits)
+    # What it has alone while it runs: nobody else of the tenant runs what has the same lock.
+    locks: Annotated[Row[LockTemplate], Meta(max_length=8)] = ()
+    idempotent: bool = False  # running it twice does no harm: it is tried again where a worker died
+    destructive: bool = False  # a person is asked before it runs
+    network: Annotated[Row[NetworkRule], Meta(max_length=64)] = ()
+    secrets: Annotated[Row[Name], Meta(max_length=16)] = ()  # names only
+    dependencies: Annotated[Row[str], Meta(max_length=64)] = ()  # such as `sympy>=1.13`
+
+
+class FolderSettings(ToolSettings, frozen=True, kw_only=True):
+    """A `tool.toml`: what a tool says of itself, and where it begins."""
+
+    entry: Annotated[str, Meta(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*\Z")]  # `module:function`
+    parameters: dict[str, Any] | None = None  # a JSON Schema; None: from the function's type hints
+
+
+class ToolEntry(Request, frozen=True, kw_only=True):
+    """One tool of `tools.toml`: a function, or a folder."""
+
+    function: Annotated[str, Meta(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*\Z")] | None = None
+    path: str | None = None  # the folder that the function's module is imported from
+    folder: str | None = None  # that has a `tool.toml`
+
+
+class ToolCard(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="tool.card"):
+    """What the fleet knows of a tool. Fields of a newer release are read past."""
+
+    name: str
+    version: str = ""  # empty: it could not be loaded, and `problem` says why
+    description: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)  # a JSON Schema, Draft 2020-12
+    parallel: ParallelLimits = field(default_factory=ParallelLimits)
+    limits: RunLimits = field(default_factory=RunLimits)
+    locks: tuple[str, ...] = ()
+    idempotent: bool = False
+    destructive: bool = False
+    network: tuple[NetworkRule, ...] = ()
+    secrets: tuple[str, ...] = ()  # names only
+    dependencies: tuple[str, ...] = ()
+    source: str = ""  # who describes it: a file of a host
+    problem: str = ""  # why it cannot be called
+
+    @property
+    def timeout_s(self) -> float:
+        """How long one call may take."""
+        return self.limits.timeout_s
+
+
+class ToolRun(Request, frozen=True, tag="tool.call"):
+    """Run a tool with arguments that its schema allows; they are checked before anything runs.
+
+    A text that says a number or a truth value without a doubt is taken for it: nothing else is
+    changed. What a tool prints comes as chunks where the caller streams.
+    """
+
+    tool: ToolName
+    arguments: dict[str, Any] = field(default_factory=dict)
+    version: ToolVersion | None = None  # None: the one that is there
+
+
+class ToolList(Request, frozen=True, tag="tool.list"):
+    """List the tools of the kernel."""
+
+    query: Annotated[str, Meta(max_length=1_000)] = ""  # words of its name or its description
+    parameters: bool = False  # with their schemas
+
+
+class ToolShow(Request, frozen=True, tag="tool.show"):
+    """Return all that the kernel knows of one tool."""
+
+    tool: ToolName
+
+
+ToolBody = ToolRun | ToolList | ToolShow
+
+
+# What comes back.
+
+
+class MadeFile(Struct, frozen=True, omit_defaults=True):
+    """A file that a call left in its workspace."""
+
+    path: str
+    bytes: int
+    content: str = ""  # in base64; empty where it is too large to travel
+    stored: str = ""  # where it lies in the agent's storage, if it was put there
+
+
+class ToolRunFacts(Struct, frozen=True, omit_defaults=True):
+    """How a call ran."""
+
+    version: str = ""
+    sandbox: SandboxKind = "none"
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    memory_bytes: int = 0  # the most that it had at once
+    warm: bool = False  # in a process that had run others before
+    warnings: tuple[str, ...] = ()  # such as what a machine without a sandbox does not keep
+
+
+class ToolResult(Struct, frozen=True, omit_defaults=True, tag="tool.call"):
+    """What a tool returned, and what it printed and left meanwhile."""
+
+    value: Any = None  # JSON
+    output: str = ""  # what it printed, both streams; bytes that are no UTF-8 are replaced
+    output_cut: bool = False  # it printed more than it may
+    files: tuple[MadeFile, ...] = ()
+    run: ToolRunFacts = field(default_factory=ToolRunFacts)
+
+
+class ToolCards(Struct, frozen=True, omit_defaults=True, tag="tool.list"):
+    """Tools, by name."""
+
+    tools: tuple[ToolCard, ...]
+
+
+ToolAnswer = ToolResult | ToolCards | ToolCard
