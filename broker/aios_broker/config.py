@@ -71,6 +71,7 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     state_dir: Path
     cores: Path | None = None  # the file that describes them; None: cores.toml in the state dir
+    tools: Path | None = None  # the file that describes them; None: tools.toml in the state dir
     audit_dir: Path | None = None  # the audit log's key and newest line; None: in the state dir
     models: Path | None = None  # where files are pulled to; None: a folder of the state dir
     redis_url: str | None = None  # None: an embedded server is started

@@ -1,10 +1,7 @@
 """Changes to `cores.toml`: comments, order and line ends stay; nothing wrong is ever written."""
 
-import os
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import msgspec
 import tomlkit
@@ -14,19 +11,12 @@ from tomlkit.items import Table
 
 from aios_broker.catalogue import FILE_NAME, TABLE, Catalogue, parse_catalogue, read_catalogue
 from aios_broker.contract.cores import Core, CoreSettings
-from aios_broker.contract.errors import InvalidConfig, Unavailable
-from aios_broker.process.child import try_lock, wait_for
-
-MODE = 0o600  # it says where this machine's keys are
-LOCK_LIMIT_S = 5.0  # another command writes a file of a few lines
+from aios_broker.contract.errors import InvalidConfig
+from aios_local.toml_file import TomlFile
 
 
-class CoresFile:
+class CoresFile(TomlFile):
     """The file of one kernel's cores, to be changed."""
-
-    def __init__(self, path: Path) -> None:
-        # What a link leads to is changed, not the link.
-        self.path = path.expanduser().resolve()
 
     def read(self) -> Catalogue:
         """Return what it says now."""
@@ -89,8 +79,8 @@ class CoresFile:
         self, change: Callable[[Table], None], cut: Callable[[str], str] | None = None
     ) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked():
-            self._write(self._changed(change, cut))
+        with self.locked():
+            self.write(self._changed(change, cut))
 
     def _changed(
         self, change: Callable[[Table], None], cut: Callable[[str], str] | None = None
@@ -101,7 +91,7 @@ class CoresFile:
             change: Of the tables, in a file with plain line ends.
             cut: The same as a change of lines, taken where it comes to the same.
         """
-        text = self._text()
+        text = self.text()
         ends_by_crlf = 0 < text.count("\n") == text.count("\r\n")
         if ends_by_crlf:
             text = text.replace("\r\n", "\n")
@@ -125,49 +115,6 @@ class CoresFile:
             if str(problem) != str(before.problems.get(name)):  # it was not there before
                 raise problem
         return changed.replace("\n", "\r\n") if ends_by_crlf else changed
-
-    def _text(self) -> str:
-        try:
-            return self.path.read_bytes().decode()
-        except FileNotFoundError:
-            return ""
-        except (OSError, UnicodeDecodeError, TOMLKitError) as error:
-            raise InvalidConfig(
-                f"{self.path} cannot be read: {error}", field=FILE_NAME, remedy="correct the file"
-            ) from error
-
-    def _write(self, text: str) -> None:
-        """Replace the file in one step: who reads it sees the old one or the new one, whole."""
-        building = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        try:
-            building.unlink(missing_ok=True)
-            file = os.open(building, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
-            with os.fdopen(file, "wb") as written:
-                written.write(text.encode())
-                written.flush()
-                os.fsync(written.fileno())
-            building.replace(self.path)
-        except OSError as error:
-            building.unlink(missing_ok=True)
-            raise Unavailable(
-                f"{self.path} cannot be written: {error}", remedy="see who may write there"
-            ) from error
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock_path = self.path.with_name(f"{self.path.name}.lock")
-        try:
-            lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
-        except OSError as error:
-            raise Unavailable(
-                f"{lock_path} cannot be opened: {error}", remedy="see who may write there"
-            ) from error
-        try:
-            if not wait_for(lambda: try_lock(lock), LOCK_LIMIT_S):
-                raise Unavailable(f"another command changes {self.path}", remedy="try again")
-            yield
-        finally:
-            os.close(lock)
 
 
 def without_table(text: str, name: str) -> str:

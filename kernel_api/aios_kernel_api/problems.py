@@ -26,6 +26,8 @@ STATUS: dict[type[KernelError], int] = {
     errors.UnknownCore: 400,
     errors.UnsupportedOption: 400,
     errors.ContextTooLong: 400,
+    errors.UnknownTool: 404,
+    errors.InvalidArguments: 422,
     errors.InvalidRequest: 400,
     errors.RequestTooLarge: 413,
     errors.RequestTimeout: 408,
@@ -48,6 +50,8 @@ STATUS: dict[type[KernelError], int] = {
     errors.ObjectLocked: 423,
     errors.InvalidPath: 400,
     errors.NotConfigured: 501,
+    errors.ToolUnavailable: 503,
+    errors.SandboxUnavailable: 501,
     errors.ApprovalDenied: 403,
     errors.ApprovalExpired: 403,
     errors.Failed: 500,
@@ -56,6 +60,9 @@ STATUS: dict[type[KernelError], int] = {
     errors.CoreKeyRefused: 502,
     errors.CoreAccountExhausted: 502,
     errors.CoreBusy: 503,
+    errors.ToolFailed: 502,
+    errors.ToolTimeout: 504,
+    errors.ToolLimit: 502,
     errors.FormNotKept: 502,
     errors.DeadlineExceeded: 504,
     errors.Cancelled: 409,
@@ -94,6 +101,7 @@ class Problem(Struct, frozen=True, omit_defaults=True):
     remedy: str | None = None
     retry_after_s: float | None = None
     syscall_id: str | None = None
+    faults: tuple[errors.Fault, ...] = ()  # of the arguments of a tool
 
 
 def status_of(error: KernelError) -> int:
@@ -165,6 +173,7 @@ def problem_of(error: KernelError) -> Problem:
         remedy=error.remedy,
         retry_after_s=retry_after_s(error),
         syscall_id=error.syscall_id,
+        faults=error.faults,
     )
 
 

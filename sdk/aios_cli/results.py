@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from aios_broker.contract import access, memory, storage
+from aios_broker.contract import access, memory, storage, tools
 from aios_broker.contract.reply import Result
 from aios_broker.views.words import moment
 from aios_cli.tables import Column, Listing, first_words, say, show_json, write_content
@@ -22,6 +22,15 @@ def show_result(result: Result) -> None:
 
 def _beginning(text: str) -> str:
     return first_words(text, SHOWN_CHARACTERS)
+
+
+def _kept_of(card: tools.ToolCard) -> str:
+    words = {
+        "wrong": bool(card.problem),
+        "destructive": card.destructive,
+        "idempotent": card.idempotent,
+    }
+    return ",".join(word for word, holds in words.items() if holds)
 
 
 NOTES = Listing[memory.Note](
@@ -62,6 +71,15 @@ FILE_VERSIONS = Listing[storage.FileVersion](
     (Column("By"), lambda one: one.by),
     (Column("Operation"), lambda one: one.operation),
     (Column("Bytes", "right"), lambda one: one.size_bytes),
+)
+TOOLS = Listing[tools.ToolCard](
+    (Column("Name"), lambda card: card.name),
+    (Column("Version"), lambda card: card.version),
+    (Column("Is"), _kept_of),
+    (
+        Column("Description", shrinks=True),
+        lambda card: _beginning(card.problem or card.description),
+    ),
 )
 MEMBERS = Listing[tuple[str, str, str]](
     (Column("Group"), lambda one: one[0]),
@@ -129,6 +147,18 @@ def _plan(plan: storage.Plan) -> None:
     say("done" if plan.done else "not run")
 
 
+def _tool_result(result: tools.ToolResult) -> None:
+    """Print a tool's value; what it printed, and what it left, goes to standard error."""
+    if result.output:
+        say(result.output.rstrip("\n"), err=True)
+    for made in result.files:
+        say(f"made {made.path} ({made.bytes} bytes)", err=True)
+    if isinstance(result.value, str):
+        say(result.value)
+    else:
+        show_json(result.value)
+
+
 _SHOWN: dict[type, Callable[[Any], None]] = {
     memory.Note: _note,
     memory.Evolved: _evolved,
@@ -136,6 +166,8 @@ _SHOWN: dict[type, Callable[[Any], None]] = {
     memory.NoteHistory: lambda history: NOTE_VERSIONS.show(history.versions),
     memory.BlockStat: _fields,
     memory.Recall: lambda recall: say(recall.text),
+    tools.ToolCards: lambda found: TOOLS.show(found.tools),
+    tools.ToolResult: _tool_result,
     storage.Content: _content,
     storage.Entry: lambda entry: ENTRIES.show([entry]),
     storage.Entries: _entries,

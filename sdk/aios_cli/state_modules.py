@@ -345,8 +345,9 @@ def _asker() -> list[click.Parameter]:
     ]
 
 
-def _group(name: str, table: Mapping[str, Operation], help_text: str) -> click.Group:
-    commands = [
+def commands_of(table: Mapping[str, Operation]) -> list[click.Command]:
+    """Return a command for each operation: it sends the body as an agent and shows the answer."""
+    return [
         click.Command(
             each,
             callback=_callback(operation),
@@ -355,7 +356,10 @@ def _group(name: str, table: Mapping[str, Operation], help_text: str) -> click.G
         )
         for each, operation in table.items()
     ]
-    return click.Group(name, commands, help=help_text, epilog=EXIT_CODES)
+
+
+def _group(name: str, table: Mapping[str, Operation], help_text: str) -> click.Group:
+    return click.Group(name, commands_of(table), help=help_text, epilog=EXIT_CODES)
 
 
 def _callback(operation: Operation) -> Callable[..., None]:

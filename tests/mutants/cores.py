@@ -29,7 +29,7 @@ CORE_MUTANTS = (
     ),
     Mutant(
         "cores: one command changes the file at a time",
-        "broker/aios_local/cores_file.py",
+        "broker/aios_local/toml_file.py",
         "            if not wait_for(lambda: try_lock(lock), LOCK_LIMIT_S):\n",
         "            if False:\n",
         FILE_TEST + "::test_somebody_who_holds_the_lock_is_not_waited_for_for_ever",

@@ -15,7 +15,7 @@ from aios_broker.contract.cores import (
 )
 from aios_broker.contract.errors import InvalidConfig, Unavailable
 from aios_broker.process.child import try_lock
-from aios_local import cores_file
+from aios_local import toml_file
 from aios_local.cores_file import CoresFile
 
 BY_HAND = """# mine
@@ -258,7 +258,7 @@ def test_who_changes_it_at_the_same_time_loses_nothing(file: CoresFile) -> None:
 def test_somebody_who_holds_the_lock_is_not_waited_for_for_ever(
     by_hand: CoresFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cores_file, "LOCK_LIMIT_S", 0.05)
+    monkeypatch.setattr(toml_file, "LOCK_LIMIT_S", 0.05)
     with by_hand.path.with_name("cores.toml.lock").open("w") as lock:
         assert try_lock(lock.fileno())
 

@@ -30,6 +30,8 @@ ELSEWHERE = {
     "run.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "tool.toml",
+    "tools.toml",
 }
 
 

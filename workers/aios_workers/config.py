@@ -25,6 +25,7 @@ from aios_broker.contract.cores import Core, LlamaSettings, SGLangSettings, Simu
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.postgres.database import check_database_url
 from aios_broker.redis.connection import parse_url
+from aios_broker.tool_catalogue import tools_path
 from aios_workers.runtime.loop import DEFAULT_DRAIN_S, DEFAULT_LEASE_S, Limits
 
 _SIMULATED = SimulatedSettings()
@@ -39,6 +40,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     redis_url: str
     state_dir: Path  # where `cores.toml` lies unless AIOS_CORES says where
     cores: Path | None = None
+    tools: Path | None = None  # the file that describes them; None: tools.toml in the state dir
     audit_dir: Path | None = None  # the audit log's key and newest line; None: in the state dir
     database_url: str | None = None  # None: snapshots that were spilled cannot be read back
     key_prefix: str = "rq"  # RQ_KEY_PREFIX
@@ -139,6 +141,16 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def cores_path(self) -> Path:
         """Where the file of cores lies, whether it is there or not."""
         return catalogue_path(self.state_dir, self.cores).absolute()
+
+    @property
+    def tools_path(self) -> Path:
+        """Where the file of tools lies, whether it is there or not."""
+        return tools_path(self.state_dir, self.tools).absolute()
+
+    @property
+    def tools_source(self) -> str:
+        """Who describes this worker's tools."""
+        return cores_source(self.tools_path)
 
     @property
     def audit_folder(self) -> AuditFolder:

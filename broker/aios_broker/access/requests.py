@@ -42,6 +42,7 @@ DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
     "clear": "ask",
     "privilege": "ask",
     "unshare": "ask",
+    "tool": "ask",
 }
 MAX_EDITED_BYTES = 500  # of one argument that was edited, in the audit log
 MAX_LISTED_CHARACTERS = 2_000  # of one argument, where many approvals are listed

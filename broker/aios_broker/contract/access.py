@@ -23,7 +23,7 @@ from aios_broker.contract.tokens import shown_without_token
 # with all that is below it.
 ObjectKind = Literal["block", "note", "file", "directory"]
 # Operations that cannot be taken back, and so may need a person.
-OperationClass = Literal["delete", "overwrite", "rollback", "clear", "privilege", "unshare"]
+OperationClass = Literal["delete", "overwrite", "rollback", "clear", "privilege", "unshare", "tool"]
 ApprovalState = Literal["waiting", "approved", "denied", "expired", "used"]
 # ask: always. ask-when-lossy: only where something newer or not empty is lost. never: just do it.
 ApprovalRule = Literal["ask", "ask-when-lossy", "never"]

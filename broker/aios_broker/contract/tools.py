@@ -5,10 +5,15 @@ in a process of its own, and say in its card what a caller and the kernel have t
 version is a digest of its content: one that was changed is another.
 """
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct, field
 
+from aios_broker.contract.errors import InvalidSyscall
+from aios_broker.contract.json_text import is_nested_deeper
 from aios_broker.contract.names import Name, Request, Row
 
 ToolName = Annotated[
@@ -26,6 +31,8 @@ MARK = "__aios_tool__"  # the attribute in which a function says what it is as a
 MAX_ARGUMENT_BYTES = 1024 * 1024  # of one call, as JSON
 MAX_ARGUMENT_LEVELS = 64
 MAX_PARALLEL = 10_000
+
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")  # fewer digits are no more than 64 bits
 
 _Places = Annotated[int, Meta(ge=0, le=MAX_PARALLEL)]
 _Seconds = Annotated[float, Meta(gt=0.0, le=86_400.0)]
@@ -47,9 +54,10 @@ class RunLimits(Request, frozen=True):
     cpu_s: _Seconds = 60.0  # of each of its processes
     memory_bytes: _Bytes = 1024**3  # of addresses, of each of its processes
     processes: Annotated[int, Meta(ge=1, le=4096)] = 64
-    output_bytes: _Bytes = 64 * 1024  # of text that it prints; what comes later is cut away
-    value_bytes: _Bytes = 1024**2  # of what it returns, as JSON
-    file_bytes: _Bytes = 64 * 1024**2  # of all files that it leaves
+    # Of text that it prints; what comes later is cut away.
+    output_bytes: Annotated[int, Meta(ge=0, le=8 * 1024**2)] = 64 * 1024
+    value_bytes: Annotated[int, Meta(ge=1024, le=16 * 1024**2)] = 1024**2  # of its value, as JSON
+    file_bytes: _Bytes = 64 * 1024**2  # of each file that it writes
 
 
 class NetworkRule(Request, frozen=True):
@@ -126,6 +134,14 @@ class ToolRun(Request, frozen=True, tag="tool.call"):
     arguments: dict[str, Any] = field(default_factory=dict)
     version: ToolVersion | None = None  # None: the one that is there
 
+    def __post_init__(self) -> None:
+        """Refuse arguments that no tool could take, whatever its schema.
+
+        Raises:
+            InvalidSyscall: too large, too deep, or with a number of more than 64 bits.
+        """
+        check_arguments(self.arguments)
+
 
 class ToolList(Request, frozen=True, tag="tool.list"):
     """List the tools of the kernel."""
@@ -138,6 +154,38 @@ class ToolShow(Request, frozen=True, tag="tool.show"):
     """Return all that the kernel knows of one tool."""
 
     tool: ToolName
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Return when arguments are as large, and as deep, as those of a tool may be.
+
+    Raises:
+        InvalidSyscall: They are not; `field` is their path in a syscall.
+    """
+    try:
+        data = msgspec.json.encode(arguments)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise _refused(f"they cannot be written as JSON: {error}") from error
+    if len(data) > MAX_ARGUMENT_BYTES:
+        raise _refused(f"they have {len(data)} bytes, the limit is {MAX_ARGUMENT_BYTES}")
+    if is_nested_deeper(data, MAX_ARGUMENT_LEVELS):
+        raise _refused(f"they are nested more than {MAX_ARGUMENT_LEVELS} levels deep")
+    if _LONG_NUMBER.search(data) is not None and _is_too_long(arguments):
+        raise _refused("a whole number of them has more than 64 bits")
+
+
+def _is_too_long(value: object) -> bool:
+    if isinstance(value, int):
+        return not -(1 << 63) <= value < 1 << 64
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, list | tuple) and any(map(_is_too_long, value))
+
+
+def _refused(why: str) -> InvalidSyscall:
+    return InvalidSyscall(
+        why, field="body.arguments", remedy="make them smaller, or keep them in storage as a file"
+    )
 
 
 ToolBody = ToolRun | ToolList | ToolShow

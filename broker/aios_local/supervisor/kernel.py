@@ -27,6 +27,7 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.users import Role, secret_of, url_as
 from aios_broker.redis.connection import parse_url
 from aios_broker.scheduler.policy import policy_named
+from aios_broker.tool_catalogue import tools_path
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer, write_private
 from aios_local.embedded.state import StateDir
@@ -302,6 +303,7 @@ class EmbeddedKernel:
             "AIOS_REDIS_URL": self.redis_url,
             "AIOS_DATABASE_URL": self.database_url,
             "AIOS_API_PORT": str(self._api_port),
+            "AIOS_TOOLS": str(tools_path(self.config.state_dir, self.config.tools).absolute()),
             "PYTHONUNBUFFERED": "1",  # a process's last words before a crash are in the log
         }
         secrets: frozenset[str] = frozenset()

@@ -43,7 +43,7 @@ from aios_workers.llm.core_entry import CoreEntry
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.llm.handler import LlmHandler
-from aios_workers.modules.tool.echo import ToolHandler
+from aios_workers.modules.tool.echo import EchoHandler
 from aios_workers.runtime.executor import Executor, Handler
 from aios_workers.runtime.kernel import (
     Kernel,
@@ -201,8 +201,16 @@ async def llm_module(
 
 
 async def tool_module(slots: int) -> LoadedModule:
-    """Return the tool module."""
-    return LoadedModule(lambda _: ToolHandler(slots))
+    """Return a tool module that echoes and has no tools."""
+    return LoadedModule(lambda _: EchoHandler(slots))
+
+
+async def _tools(config: WorkerConfig, name: str, stack: AsyncExitStack) -> LoadedModule:
+    from aios_workers.modules.tool.handler import ToolHandler  # noqa: PLC0415  loads the database
+    from aios_workers.modules.tool.opening import open_tools  # noqa: PLC0415
+
+    tools = await open_tools(config, name, environment(), stack)
+    return LoadedModule(lambda kernel: ToolHandler(config.tool_slots, kernel, tools))
 
 
 async def load_modules(
@@ -232,7 +240,7 @@ async def load_modules(
             made = make_core(called, settings, host)
             return {"llm": await llm_module(made, settings, config.source)}
         case ["tool"]:
-            return {"tool": await tool_module(config.tool_slots)}
+            return {"tool": await _tools(config, name, stack)}
         case _ if modules and all(module in STATE_MODULES for module in modules):
             return await _state_modules(modules, config, name, stack)
         case _:

@@ -6,8 +6,8 @@ from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_workers.runtime.executor import Done, Run
 
 
-class ToolHandler:
-    """Runs the operations of the tool module."""
+class EchoHandler:
+    """A tool worker without tools: it answers echoes."""
 
     cores: tuple[str, ...] = ()  # tools run on no model
 

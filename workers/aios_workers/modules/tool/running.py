@@ -23,6 +23,24 @@ class ToolProgram:
     function: str  # `module:function`
     python: Path  # the interpreter of its environment
     import_paths: tuple[Path, ...]  # where its modules are looked for; it only reads there
+    # What its version is made of: all files below these (a folder), or the modules loaded of them.
+    roots: tuple[Path, ...] = ()
+    whole: bool = False
+    by_hints: bool = True  # its schema is that of its type hints, and arguments are made such
+    last_paths: tuple[Path, ...] = ()  # where is looked after all others, for pydantic
+    content: tuple[tuple[str, str], ...] = ()  # path, SHA-256
+    marked: str = ""  # the name that its decorator gives it
+
+    def request(self) -> dict[str, object]:
+        """Return what its process is asked (`process/__main__.py`)."""
+        return {
+            "function": self.function,
+            "import_paths": [str(each) for each in self.import_paths],
+            "roots": [str(each) for each in self.roots],
+            "whole": self.whole,
+            "by_hints": self.by_hints,
+            "last_paths": [str(each) for each in self.last_paths],
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,215 @@
+"""`aios tools`: the tools that a kernel has, shown, added, removed, tried out, called."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+from msgspec import Struct
+
+from aios_broker.config import environment
+from aios_broker.contract import tools as contract
+from aios_broker.contract.errors import InvalidConfig, ToolUnavailable
+from aios_broker.contract.names import Owner
+from aios_broker.contract.syscall import new_id
+from aios_broker.contract.tools import ToolCard, ToolEntry, ToolResult
+from aios_broker.tool_catalogue import FOLDER_FILE, tools_path
+from aios_cli.call import JsonOrFile
+from aios_cli.results import show_result
+from aios_cli.session import EXIT_CODES, command, current_config
+from aios_cli.state_modules import Operation, commands_of
+from aios_cli.tables import say, show_json
+from aios_local.tools_file import ToolsFile
+from aios_workers.modules.tool.arguments import ArgumentChecker
+from aios_workers.modules.tool.opening import open_registry, told_of, work_folder
+from aios_workers.modules.tool.processes import ToolProcesses
+from aios_workers.modules.tool.running import ToolCall, ToolProgram
+
+OWN = "local"  # before the name of a tool that has none
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*\Z")
+_ARGUMENTS = click.Argument(["arguments"], type=JsonOrFile(), required=False)
+
+
+class Added(Struct, frozen=True):
+    """A tool that was added, as it was loaded."""
+
+    file: str
+    card: ToolCard
+
+
+class Tested(Struct, frozen=True):
+    """A tool that was loaded here, and what a call of it returned, if it was called."""
+
+    card: ToolCard
+    result: ToolResult | None = None
+
+
+def _show_added(added: Added) -> None:
+    say(f"tool {added.card.name} (version {added.card.version}) is in {added.file}")
+    say(f"call it: aios tools call {added.card.name} '{{\"...\": ...}}'")
+
+
+def _show_tested(tested: Tested) -> None:
+    if tested.result is not None:
+        show_result(tested.result)
+    else:
+        show_json(tested.card)
+
+
+@command(_show_added)
+@click.argument("what", metavar="MODULE:FUNCTION|FOLDER")
+@click.option("--name", metavar="ORG/NAME", help="Its name; else that of @tool, or local/FUNCTION.")
+@click.option(
+    "--path",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where the module is imported from; else the working directory.",
+)
+@click.option("--replace", is_flag=True, help="Also where a tool of this name is there.")
+def add(what: str, name: str | None, path: Path | None, *, replace: bool) -> Added:
+    """Add a tool: a function of a module, or a folder with a tool.toml.
+
+    It is loaded first, in a process of its own: one that cannot be loaded is not added.
+
+    \b
+    Examples:
+      aios tools add mymodule:add
+      aios tools add mymodule:add --name acme/add --path ~/project
+      aios tools add ./report --name acme/report
+    """  # noqa: D301 - \b keeps click from wrapping
+    entry = _entry_of(what, path)
+    found = asyncio.run(_loaded(name or _usual_name(what), entry))
+    called = name or found.marked or found.card.name
+    file = _file()
+    file.add(called, entry, replace=replace)
+    if called != found.card.name:
+        found = asyncio.run(_loaded(called, entry))
+    return Added(str(file.path), found.card)
+
+
+@command(lambda removed: say(f"tool {removed} is removed"))
+@click.argument("name")
+def remove(name: str) -> str:
+    """Take a tool out of the file; a running kernel forgets it within seconds.
+
+    \b
+    Example:
+      aios tools remove local/add
+    """  # noqa: D301 - \b keeps click from wrapping
+    _file().remove(name)
+    return name
+
+
+@command(_show_tested)
+@click.argument("name")
+@click.argument("arguments", type=JsonOrFile(), required=False)
+def test(name: str, arguments: object) -> Tested:
+    """Load a tool here, without a kernel, and print its card; with ARGUMENTS also call it.
+
+    \b
+    Examples:
+      aios tools test local/add
+      aios tools test local/add '{"a": 1, "b": 2}'
+    """  # noqa: D301 - \b keeps click from wrapping
+    catalogue = _file().read()
+    for where in (name, "tools.toml"):
+        if where in catalogue.problems:
+            raise catalogue.problems[where]
+    if name not in catalogue.tools:
+        known = ", ".join(catalogue.tools)
+        raise InvalidConfig(
+            f"there is no tool {name!r}",
+            field="NAME",
+            remedy=f"use of {known}" if known else "add one with `aios tools add`",
+        )
+    if arguments is not None and not isinstance(arguments, dict):
+        raise click.UsageError("ARGUMENTS is a JSON object")
+    return asyncio.run(_tested(name, catalogue.tools[name], arguments))
+
+
+async def _loaded(name: str, entry: ToolEntry) -> ToolProgram:
+    config = current_config()
+    with work_folder() as folder:
+        path = tools_path(config.state_dir, config.tools)
+        registry = open_registry(path, config.state_dir, environment(), folder)
+        return await registry.described(name, entry)
+
+
+async def _tested(name: str, entry: ToolEntry, arguments: Mapping[str, object] | None) -> Tested:
+    config = current_config()
+    with work_folder() as folder:
+        path = tools_path(config.state_dir, config.tools)
+        registry = open_registry(path, config.state_dir, environment(), folder)
+        program = await registry.described(name, entry)
+        if arguments is None:
+            return Tested(program.card)
+        taken = ArgumentChecker().checked(program.card, arguments)
+        runner = ToolProcesses(folder / "calls", registry.sandbox, told_of(environment()))
+        try:
+            call = ToolCall(new_id(), Owner("default", "cli"), taken)
+            result = await runner.run(program, call, lambda _: None)
+        finally:
+            await runner.close()
+        return Tested(program.card, result)
+
+
+def _file() -> ToolsFile:
+    config = current_config()
+    return ToolsFile(tools_path(config.state_dir, config.tools))
+
+
+def _entry_of(what: str, path: Path | None) -> ToolEntry:
+    folder = Path(what).expanduser()
+    if (folder / FOLDER_FILE).is_file():
+        return ToolEntry(folder=str(folder.absolute()))
+    if not _FUNCTION.match(what):
+        raise ToolUnavailable(
+            f"{what!r} is neither MODULE:FUNCTION nor a folder with a {FOLDER_FILE}",
+            field="what",
+            remedy="such as mymodule:add",
+        )
+    return ToolEntry(function=what, path=str((path or Path()).absolute()))
+
+
+def _usual_name(what: str) -> str:
+    folder = Path(what).expanduser()
+    own = folder.absolute().name if folder.is_dir() else what.partition(":")[2]
+    return f"{OWN}/{own}"
+
+
+_OPERATIONS = {
+    "list": Operation(
+        contract.ToolList,
+        "List the tools of the kernel.",
+        words={
+            "query": "With these words in its name or description",
+            "parameters": "With schemas",
+        },
+    ),
+    "show": Operation(contract.ToolShow, "Show all that is known of a tool.", ("tool",)),
+    "call": Operation(
+        contract.ToolRun,
+        "Call a tool with ARGUMENTS, a JSON object or @FILE.",
+        ("tool",),
+        words={"version": "Only this version of it"},
+        others=(_ARGUMENTS,),
+        stands_for=("arguments",),
+    ),
+}
+
+tools = click.Group(
+    "tools",
+    [*commands_of(_OPERATIONS), add, remove, test],
+    epilog=EXIT_CODES,
+    help="""Show, change, test and call tools.
+
+    A tool is a function of yours or a folder with a tool.toml. They stand in a file, tools.toml in
+    the state directory; a running kernel follows it, and the files of each tool, within seconds.
+
+    \b
+    Examples:
+      aios tools add mymodule:add
+      aios tools call local/add '{"a": 1, "b": 2}'
+      aios tools list
+    """,
+)

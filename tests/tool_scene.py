@@ -1,0 +1,181 @@
+"""Tools of a test: a module of functions, a `tools.toml`, and a worker that has them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from aios_broker.contract.syscall import Body
+from aios_broker.contract.tools import ToolAnswer, ToolRun
+from aios_workers.config import WorkerConfig
+from aios_workers.runtime.loop import Limits
+from aios_workers.runtime.registry import LoadedModule, load_modules
+from tests.caller import LIMITS, Caller, running_worker
+
+FUNCTIONS = '''
+import os, sys, time
+from aios_sdk import RunLimits, tool
+
+SMALL = RunLimits(timeout_s=1.0, cpu_s=1.0, memory_bytes=512 * 1024**2, value_bytes=1024,
+                  output_bytes=1024, file_bytes=1024**2)
+
+
+@tool
+def add(a: int, b: int = 1) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@tool
+def note(path: str, text: str) -> str:
+    """Write a line, so that a test sees that it ran."""
+    with open(path, "a") as file:
+        file.write(text + "\\n")
+    return text
+
+
+@tool
+def slow(path: str, seconds: float) -> str:
+    note(path, "begun " + str(os.getpid()))
+    time.sleep(seconds)
+    note(path, "ended")
+    return "slept"
+
+
+@tool(idempotent=True)
+def slow_again(path: str, seconds: float) -> str:
+    before = os.path.exists(path)
+    note(path, "begun " + str(os.getpid()))
+    time.sleep(0 if before else seconds)
+    return "slept"
+
+
+@tool(destructive=True)
+def wipe(path: str) -> str:
+    return note(path, "wiped")
+
+
+@tool
+def say(words: list[str]) -> int:
+    for word in words:
+        print(word, flush=True)
+    return len(words)
+
+
+@tool
+def remember(text: str) -> list[str]:
+    remember.__dict__.setdefault("seen", []).append(text)
+    return remember.seen
+
+
+@tool(limits=SMALL)
+def bomb(kind: str):
+    match kind:
+        case "raise":
+            raise ValueError("nothing doing")
+        case "exit":
+            sys.exit(3)
+        case "leave":
+            os._exit(0)
+        case "segfault":
+            os.kill(os.getpid(), 11)
+        case "hang":
+            time.sleep(600)
+        case "spin":
+            while True:
+                pass
+        case "memory":
+            return len([b"x" * 10**6 for _ in range(10**6)])
+        case "value":
+            return "x" * 2000
+        case "file":
+            with open("large", "wb") as file:
+                for _ in range(10):
+                    file.write(b"x" * 1024**2)
+        case "nan":
+            return float("nan")
+        case "object":
+            return object()
+        case "circle":
+            circle = []
+            circle.append(circle)
+            return circle
+        case "print":
+            for _ in range(10_000):
+                print("x" * 1000)
+            return "printed"
+        case "bytes":
+            os.write(1, b"\\xff\\xfe fine")
+            return "written"
+        case "daemon":
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    time.sleep(600)
+                os._exit(0)
+            return "forked"
+        case "close":
+            os.closerange(0, 64)
+            return "closed"
+    return kind
+'''
+NAMES = ("add", "note", "slow", "slow_again", "wipe", "say", "remember", "bomb")
+
+
+class ToolScene:
+    """The files of one test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.module = folder / "functions_of_test.py"
+        self.file = folder / "tools.toml"
+        self.told = folder / "told.txt"  # what tools write
+        self.module.write_text(FUNCTIONS)
+        self.describe(NAMES)
+
+    def describe(self, names: Sequence[str], more: str = "") -> None:
+        """Write `tools.toml`."""
+        tables = [
+            f'[tools."me/{name}"]\nfunction = "functions_of_test:{name}"\npath = "{self.folder}"\n'
+            for name in names
+        ]
+        self.file.write_text("\n".join(tables) + textwrap.dedent(more))
+
+    def lines(self) -> list[str]:
+        """Return what tools have written."""
+        return self.told.read_text().splitlines() if self.told.exists() else []
+
+    def config(self, redis_url: str, **settings: Any) -> WorkerConfig:  # noqa: ANN401
+        """Return the settings of a worker that has them."""
+        return WorkerConfig(
+            redis_url=redis_url, state_dir=self.folder / "state", tools=self.file, **settings
+        )
+
+    @asynccontextmanager
+    async def worker(
+        self,
+        redis_url: str,
+        limits: Limits = LIMITS,
+        **settings: Any,  # noqa: ANN401
+    ) -> AsyncIterator[LoadedModule]:
+        """Run a worker that has the tools for the length of a block."""
+        async with AsyncExitStack() as stack:
+            config = self.config(redis_url, **settings)
+            loaded = await load_modules(["tool"], config, "here.tool", stack)
+            async with running_worker(redis_url, "tool", loaded["tool"], limits):
+                yield loaded["tool"]
+
+
+async def answer(caller: Caller, body: Body, **fields: Any) -> ToolAnswer:  # noqa: ANN401
+    """Return the result of one syscall of the module."""
+    [syscall_id] = await caller.submit(body, **fields)
+    return (await caller.hear(syscall_id)).unwrap()  # type: ignore[return-value]
+
+
+async def value(caller: Caller, name: str, **arguments: Any) -> object:  # noqa: ANN401
+    """Return what a tool returns."""
+    result = await answer(caller, ToolRun(f"me/{name}", arguments))
+    return result.value  # type: ignore[union-attr]

@@ -1,0 +1,142 @@
+"""The tools of a worker, opened: where they are described, where they work, what keeps them in."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir, mkdtemp
+
+from aios_broker.postgres.store import Store
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.tool_cards import ToolCards
+from aios_broker.redis.connection import Connection
+from aios_broker.retry import periodic_task
+from aios_workers.config import WorkerConfig
+from aios_workers.modules.tool.approvals import ToolApprovals
+from aios_workers.modules.tool.cards import CardPublisher
+from aios_workers.modules.tool.environments import ToolEnvironments
+from aios_workers.modules.tool.processes import ToolProcesses
+from aios_workers.modules.tool.registry import ToolRegistry
+from aios_workers.modules.tool.running import NoSandbox, Sandbox, ToolRunner
+
+WORK = "aios-tools-"  # what the folders begin with in which tools of a worker work
+LOCK = "lock"  # held for as long as the worker lives
+# All that tools are told of the worker's environment: none of it is a secret.
+TOLD = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the tool module stands on."""
+
+    registry: ToolRegistry
+    runner: ToolRunner
+    cards: ToolCards
+    approvals: ToolApprovals
+
+
+async def open_tools(
+    config: WorkerConfig, name: str, environ: Mapping[str, str], stack: AsyncExitStack
+) -> Tools:
+    """Open the tools of a worker; they are closed with the stack.
+
+    Args:
+        config: The settings.
+        name: How this process shows itself to the servers.
+        environ: Its environment; tools are told next to nothing of it.
+        stack: Closes what is opened.
+    """
+    folder = stack.enter_context(work_folder())
+    registry = open_registry(
+        config.tools_path, config.state_dir, environ, folder, source=config.tools_source
+    )
+    stack.push_async_callback(registry.close)
+    runner = ToolProcesses(folder / "calls", registry.sandbox, told_of(environ))
+    stack.push_async_callback(runner.close)
+    connection = Connection(config.redis_url, name=f"{name}.tools")
+    stack.push_async_callback(connection.aclose)
+    cards = ToolCards(connection, Keys(config.key_prefix))
+    publisher = CardPublisher(registry, cards, config.tools_source)
+    trouble = "the fleet is not told of tools"
+    await stack.enter_async_context(periodic_task("tool cards", publisher.step, trouble))
+    approvals = ToolApprovals(lambda: _open_store(config, name, stack), config.approval_ttl_s)
+    return Tools(registry, runner, cards, approvals)
+
+
+def open_registry(
+    path: Path, state_dir: Path, environ: Mapping[str, str], folder: Path, *, source: str = ""
+) -> ToolRegistry:
+    """Return the registry of the tools that a file describes; it works below a folder.
+
+    What they depend on is kept in the state directory. `source`: who describes them.
+    """
+    return ToolRegistry(
+        path,
+        folder / "loading",
+        chosen_sandbox(),
+        told_of(environ),
+        ToolEnvironments(state_dir.absolute() / "tool-environments", environ),
+        source=source,
+    )
+
+
+def chosen_sandbox() -> Sandbox:
+    """Return what tools are kept in by on this machine."""
+    return NoSandbox()
+
+
+def told_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what tools are told of an environment."""
+    return {
+        "PATH": os.defpath,
+        "LANG": "C.UTF-8",
+        **{name: environ[name] for name in TOLD if name in environ},
+    }
+
+
+def _open_store(config: WorkerConfig, name: str, stack: AsyncExitStack) -> Store | None:
+    """Return the store that approvals are kept in; None: this kernel has none, or no key of it."""
+    key = config.audit_folder.key()
+    if config.database_url is None or key is None:
+        return None
+    store = Store(config.database_url, name=name, audit_key=key)
+    stack.push_async_callback(store.aclose)
+    return store
+
+
+@contextlib.contextmanager
+def work_folder() -> Iterator[Path]:
+    """Yield a folder for tools to work in; what workers that died have left there goes first."""
+    parent = Path(gettempdir())
+    for left in parent.glob(f"{WORK}*"):
+        if _is_left(left):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(mkdtemp(prefix=WORK, dir=parent))
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether a folder is of a worker of this user's that lives no more."""
+    try:
+        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+            return False
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
