@@ -52,6 +52,27 @@ def test_a_cookie_is_worth_what_its_token_is(api: ApiScene, kind: str) -> None:
         assert client.get("/").status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("/fleet?x=1", "/fleet?x=1"),
+        ("/approvals/0123/deny?x=1", "/approvals/0123"),
+        ("/programs/cancel", "/"),
+        ("/quotas/remove", "/quotas"),
+        ("/nowhere/at/all", "/"),
+        ("//elsewhere.example/fleet", "/"),
+        ("/logout", "/"),
+    ],
+)
+def test_a_login_leads_to_the_view_that_was_asked_for(
+    api: ApiScene, before: str, after: str
+) -> None:
+    with httpx.Client(base_url=api.url, timeout=TIMEOUT_S) as client:
+        headers = {"referer": f"{api.url}{before}", "origin": api.url}
+        answer = client.post("/login", data={"token": api.operator}, headers=headers)
+        assert answer.headers["location"] == after
+
+
 def test_a_bearer_token_opens_no_page_and_a_cookie_no_api(api: ApiScene) -> None:
     with api.client(api.operator) as client:
         assert client.get("/").status_code == 401

@@ -80,6 +80,43 @@ def test_a_token_that_is_revoked_ends_the_view(api: ApiScene, browser: Browser) 
         expect(page.get_by_label("Token")).to_be_visible()
 
 
+def test_a_token_that_expires_asks_for_another_and_goes_on(api: ApiScene, browser: Browser) -> None:
+    token = api.token("browser-expires", ttl_s=4)
+    view = "/?state=failed&program=a"
+    with visit(browser, api, token, view) as page:
+        expect(page.get_by_role("heading", name="Programs")).to_be_visible()
+        expect(page.get_by_text("has expired")).to_be_visible()
+        page.get_by_label("Token").fill(api.token("browser-expires"))
+        page.keyboard.press("Enter")
+        expect(page.get_by_label("State")).to_have_value("failed")
+        assert page.url == f"{api.url}{view}"
+
+
+def test_what_somebody_is_writing_outlives_the_login(api: ApiScene, browser: Browser) -> None:
+    token = api.token("browser-writes")
+    with visit(browser, api, token) as page:
+        field = page.get_by_label("Program")
+        field.fill("half a na")
+        api.revoke("browser-writes")
+        expect(page.get_by_text("Your login is over")).to_be_visible()
+        expect(field).to_have_value("half a na")
+        page.reload()
+        expect(page.get_by_label("Token")).to_be_visible()
+
+
+def test_a_form_that_is_sent_too_late_leads_back_to_its_view(
+    api: ApiScene, browser: Browser
+) -> None:
+    with visit(browser, api, api.token("browser-late"), "/", Reader(scripts=False)) as page:
+        api.revoke("browser-late")
+        page.get_by_role("button", name="Cancel those").click()
+        assert page.url == f"{api.url}/programs/cancel"
+        page.get_by_label("Token").fill(api.operator)
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("heading", name="Programs")).to_be_visible()
+        assert page.url == f"{api.url}/"
+
+
 def test_without_javascript_it_is_a_list_and_a_sentence(api: ApiScene, browser: Browser) -> None:
     with visit(browser, api, api.operator, reader=Reader(scripts=False)) as page:
         expect(page.get_by_text("without JavaScript it does not")).to_be_visible()

@@ -9,12 +9,13 @@ read it, and a browser sends it from this page alone.
     POST /logout                 forget the cookie
 """
 
+from itertools import accumulate
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request, cookie_parser
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from aios_broker.contract.errors import KernelError
 from aios_broker.queues.page_links import PageLinks
@@ -94,12 +95,23 @@ def _entered(request: Request, token: str, place: str) -> Response:
 
 
 def _place_before(request: Request) -> str:
-    """Return the view that was asked for before the login: it stands in the referrer."""
+    """Return the view that was asked for before the login: it stands in the referrer.
+
+    A form that was sent too late has an address that shows nothing; the view above it is meant.
+    """
     before = urlsplit(request.headers.get("referer", ""))
     is_ours = before.netloc == request.headers.get("host")
     if not is_ours or before.path.startswith(("/log", "//")) or not before.path.startswith("/"):
         return "/"
-    return f"{before.path}?{before.query}" if before.query else before.path
+    if _is_view(request, before.path):
+        return f"{before.path}?{before.query}" if before.query else before.path
+    above = accumulate(before.path.split("/")[1:-1], "{}/{}".format, initial="")
+    return next((path for path in reversed([*above]) if path and _is_view(request, path)), "/")
+
+
+def _is_view(request: Request, path: str) -> bool:
+    asked = {**request.scope, "method": "GET", "path": path, "raw_path": path.encode()}
+    return any(route.matches(asked)[0] is Match.FULL for route in request.app.routes)
 
 
 PUBLIC_ROUTES = [

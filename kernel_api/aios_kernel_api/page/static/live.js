@@ -99,7 +99,7 @@ function open(addresses) {
     const words = JSON.parse(event.data);
     say(words && `The kernel does not answer: ${words}. This page goes on when it does.`);
   });
-  stream.addEventListener("over", () => location.reload());
+  stream.addEventListener("over", over);
   stream.addEventListener("error", () => {
     clearTimeout(silence);
     away();
@@ -115,13 +115,26 @@ function away() {
   say("The kernel is away; what you see is as it was. This page goes on when it is back.");
 }
 
+// The login is over: its form takes the page's place, but for one where something has been written.
+function over() {
+  close();
+  const written = [...document.querySelectorAll("main textarea, main input")].some(
+    (field) => field.type !== "checkbox" && field.type !== "hidden" && field.value !== field.defaultValue,
+  );
+  if (!written) {
+    location.reload();
+    return;
+  }
+  say("Your login is over, and nothing is taken from here any more. Copy what you have written, then load the page anew to log in.");
+}
+
 // The stream was refused: is the login over, or nobody there?
 async function ask() {
   const mine = turn;
   try {
     const answer = await fetch(location.href, { method: "HEAD", cache: "no-store" });
     if (answer.status === 401) {
-      location.reload();
+      over();
       return;
     }
   } catch {
@@ -136,7 +149,7 @@ async function pollOnce(addresses) {
   try {
     const answer = await fetch(`/parts?${query(addresses)}`, { cache: "no-store" });
     if (answer.status === 401) {
-      location.reload();
+      over();
       return;
     }
     if (answer.ok) {
