@@ -1,6 +1,7 @@
 """`aios tools`: the tools that a kernel has, shown, added, removed, tried out, called."""
 
 import asyncio
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from aios_cli.session import EXIT_CODES, command, current_config
 from aios_cli.state_modules import Operation, commands_of
 from aios_cli.tables import say, show_json
 from aios_local.tools_file import ToolsFile
-from aios_workers.modules.tool.arguments import ArgumentChecker
+from aios_workers.modules.tool.arguments import ArgumentChecker, example_of
 from aios_workers.modules.tool.opening import open_registry, told_of, work_folder
 from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.running import ToolCall, ToolProgram
@@ -47,7 +48,8 @@ class Tested(Struct, frozen=True):
 
 def _show_added(added: Added) -> None:
     say(f"tool {added.card.name} (version {added.card.version}) is in {added.file}")
-    say(f"call it: aios tools call {added.card.name} '{{\"...\": ...}}'")
+    example = json.dumps(example_of(added.card.parameters, added.card.parameters))
+    say(f"call it: aios tools call {added.card.name} '{example}'")
 
 
 def _show_tested(tested: Tested) -> None:

@@ -46,6 +46,7 @@ from tests.mutants.rq import RQ_MUTANTS  # noqa: E402
 from tests.mutants.sessions import SESSION_MUTANTS  # noqa: E402
 from tests.mutants.stalls import STALL_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
+from tests.mutants.tools import TOOL_MUTANTS  # noqa: E402
 from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
 
 MUTANTS = (
@@ -67,6 +68,7 @@ MUTANTS = (
     *MONEY_MUTANTS,
     *LIMIT_MUTANTS,
     *CORE_MUTANTS,
+    *TOOL_MUTANTS,
     *REMOTE_MUTANTS,
     *OWNERSHIP_MUTANTS,
     *SESSION_MUTANTS,

@@ -8,6 +8,7 @@ from aios_broker.queues.tool_cards import ToolCards
 from aios_broker.retry import now_s
 from aios_workers.modules.tool.registry import ToolRegistry
 
+FIRST_AFTER_S = 0.5
 LOOK_EVERY_S = 1.0
 TELL_EVERY_S = 30.0  # also what has not changed: Redis may have lost it
 
@@ -21,9 +22,13 @@ class CardPublisher:
         self._source = source
         self._told: dict[str, ToolCard] = {}
         self._told_s = float("-inf")
+        self._begun = False
 
     async def step(self) -> float:
         """Tell what is to be told now; return how long to wait, in s."""
+        if not self._begun:  # a process that answers one job tells nobody
+            self._begun = True
+            return FIRST_AFTER_S
         now = now_s()
         is_due = now - self._told_s >= TELL_EVERY_S
         if is_due:

@@ -1,0 +1,116 @@
+"""The mutants of tools: what is checked, what runs again, what is left over."""
+
+from tests.mutants.catalogue import Mutant
+
+ARGUMENTS_TEST = "tests/unit/test_tool_arguments.py"
+TOOLS_TEST = "tests/integration/test_tools.py"
+APPROVALS_TEST = "tests/integration/test_tool_approvals.py"
+FOLDER = "workers/aios_workers/modules/tool/"
+
+TOOL_MUTANTS = (
+    Mutant(
+        "tools: wrong arguments run nothing",
+        FOLDER + "arguments.py",
+        "        if faults:\n",
+        "        if False:\n",
+        TOOLS_TEST + "::test_wrong_arguments_are_told_all_at_once_and_nothing_runs",
+    ),
+    Mutant(
+        "tools: a text stays one where a text will do",
+        FOLDER + "arguments.py",
+        'and types and "string" not in types',
+        "and types",
+        ARGUMENTS_TEST + "::test_what_says_exactly_that_is_taken_for_it",
+    ),
+    Mutant(
+        "tools: a number is taken only where it is written as JSON writes it",
+        FOLDER + "arguments.py",
+        '_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\\Z")',
+        '_INTEGER = re.compile(r"-?[0-9]{1,17}\\Z")',
+        ARGUMENTS_TEST + "::test_nothing_else_is_changed",
+    ),
+    Mutant(
+        "tools: a schema fetches nothing",
+        FOLDER + "arguments.py",
+        "            offline=True,\n",
+        "",
+        ARGUMENTS_TEST + "::test_a_schema_that_is_none_is_refused_and_nothing_is_fetched",
+    ),
+    Mutant(
+        "tools: arguments are bounded at the first border",
+        "broker/aios_broker/contract/tools.py",
+        "        check_arguments(self.arguments)\n",
+        "",
+        ARGUMENTS_TEST + "::test_what_no_tool_could_take_is_refused_at_the_first_border",
+    ),
+    Mutant(
+        "tools: only an idempotent tool runs again",
+        FOLDER + "handler.py",
+        "        if run.lease.losses and not program.card.idempotent:\n",
+        "        if False:\n",
+        TOOLS_TEST + "::test_only_an_idempotent_tool_runs_again_when_its_worker_has_died",
+    ),
+    Mutant(
+        "tools: a destructive tool waits for a person",
+        FOLDER + "handler.py",
+        "        if program.card.destructive:\n",
+        "        if False:\n",
+        APPROVALS_TEST + "::test_it_does_not_run_when_a_person_refuses_it",
+    ),
+    Mutant(
+        "tools: an approval is for one version",
+        FOLDER + "approvals.py",
+        'Seen("tool", card.name, digest=card.version)',
+        'Seen("tool", card.name)',
+        APPROVALS_TEST + "::test_a_tool_that_has_changed_since_is_asked_for_anew",
+    ),
+    Mutant(
+        "tools: who cancels a call ends it",
+        FOLDER + "tool_process.py",
+        '                await self._send({"kill": call_id})\n',
+        "                heard.ended.cancel()\n",
+        TOOLS_TEST + "::test_a_cancelled_call_ends_with_all_that_it_began",
+    ),
+    Mutant(
+        "tools: what a call leaves running is ended",
+        FOLDER + "process/__main__.py",
+        "        end_orphans({each.pid for each in self._calls.values()} - {call.pid})\n",
+        "",
+        TOOLS_TEST + "::test_what_a_tool_leaves_running_is_ended",
+    ),
+    Mutant(
+        "tools: a call runs in a process of its own",
+        FOLDER + "process/__main__.py",
+        "        pid = os.fork()\n",
+        "        pid = 0\n",
+        TOOLS_TEST + "::test_nothing_is_left_in_memory_for_the_next_call",
+    ),
+    Mutant(
+        "tools: what a call prints is cut",
+        FOLDER + "process/calls.py",
+        "        kept = data[: self._left]\n",
+        "        kept = data\n",
+        TOOLS_TEST + "::test_what_a_tool_prints_is_cut_and_made_text",
+    ),
+    Mutant(
+        "tools: a call may use so much memory",
+        FOLDER + "process/calls.py",
+        "        (resource.RLIMIT_AS, memory, memory),\n",
+        "",
+        TOOLS_TEST + "::test_what_a_tool_does_wrong_is_told_and_the_next_call_runs",
+    ),
+    Mutant(
+        "tools: a changed file is another version",
+        FOLDER + "registry.py",
+        "        return any(file_stamp(path) != stamp for path, stamp in known.stamps.items())\n",
+        "        return False\n",
+        TOOLS_TEST + "::test_a_changed_tool_is_another_version_without_a_restart",
+    ),
+    Mutant(
+        "tools: what would be wrong is not written",
+        "broker/aios_local/tools_file.py",
+        "                    raise after.problems[where]\n",
+        "                    continue\n",
+        "tests/unit/test_tools_file.py::test_what_would_be_wrong_is_not_written",
+    ),
+)
