@@ -35,8 +35,8 @@ async def kernel(
     async with AsyncExitStack() as stack:
         scene = await stack.enter_async_context(state_scene(redis_url, database_url))
         await stack.enter_async_context(scheduler(redis_url))
-        settings = {"database_url": database_url, "audit_dir": audit}
-        await stack.enter_async_context(tools.worker(redis_url, **settings))
+        worker = tools.worker(redis_url, database_url=database_url, audit_dir=audit)
+        await stack.enter_async_context(worker)
         services = scene.services
         sweep = ApprovalSweep(services.store, services.functions, services.keys)
 
