@@ -19,7 +19,7 @@ FUNCTIONS = '''
 import os, sys, time
 from aios_sdk import RunLimits, tool
 
-SMALL = RunLimits(timeout_s=1.0, cpu_s=1.0, memory_bytes=512 * 1024**2, value_bytes=1024,
+SMALL = RunLimits(timeout_s=30.0, cpu_s=2.0, memory_bytes=512 * 1024**2, value_bytes=1024,
                   output_bytes=1024, file_bytes=1024**2)
 
 
@@ -71,6 +71,11 @@ def remember(text: str) -> list[str]:
     return remember.seen
 
 
+@tool(limits=RunLimits(timeout_s=1.0))
+def hang() -> None:
+    time.sleep(600)
+
+
 @tool(limits=SMALL)
 def bomb(kind: str):
     match kind:
@@ -82,13 +87,11 @@ def bomb(kind: str):
             os._exit(0)
         case "segfault":
             os.kill(os.getpid(), 11)
-        case "hang":
-            time.sleep(600)
         case "spin":
             while True:
                 pass
         case "memory":
-            return len([b"x" * 10**6 for _ in range(10**6)])
+            return len([b"x" * 10**8 for _ in range(100)])
         case "value":
             return "x" * 2000
         case "file":
@@ -122,7 +125,7 @@ def bomb(kind: str):
             return "closed"
     return kind
 '''
-NAMES = ("add", "note", "slow", "slow_again", "wipe", "say", "remember", "bomb")
+NAMES = ("add", "note", "slow", "slow_again", "wipe", "say", "remember", "hang", "bomb")
 
 
 class ToolScene:

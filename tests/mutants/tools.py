@@ -4,6 +4,7 @@ from tests.mutants.catalogue import Mutant
 
 ARGUMENTS_TEST = "tests/unit/test_tool_arguments.py"
 TOOLS_TEST = "tests/integration/test_tools.py"
+PROCESSES_TEST = "tests/integration/test_tool_processes.py"
 APPROVALS_TEST = "tests/integration/test_tool_approvals.py"
 FOLDER = "workers/aios_workers/modules/tool/"
 
@@ -70,6 +71,27 @@ TOOL_MUTANTS = (
         '                await self._send({"kill": call_id})\n',
         "                heard.ended.cancel()\n",
         TOOLS_TEST + "::test_a_cancelled_call_ends_with_all_that_it_began",
+    ),
+    Mutant(
+        "tool module: who cancels a call goes on when it has ended",
+        FOLDER + "tool_process.py",
+        "                return await asyncio.shield(heard.ended)\n",
+        "                return await heard.ended\n",
+        PROCESSES_TEST + "::test_a_cancelled_call_has_ended_when_its_caller_goes_on",
+    ),
+    Mutant(
+        "tool module: what was started is what was described",
+        FOLDER + "tool_process.py",
+        "            if content != program.content:\n",
+        "            if False:\n",
+        PROCESSES_TEST + "::test_what_is_on_disk_when_it_is_started_is_what_was_described",
+    ),
+    Mutant(
+        "tool module: one at a time starts a process",
+        FOLDER + "processes.py",
+        "            async with gate.lock:\n",
+        "            if True:\n",
+        PROCESSES_TEST + "::test_many_calls_at_once_start_one_process",
     ),
     Mutant(
         "tool module: what a call leaves running is ended",

@@ -109,10 +109,12 @@ class ToolHandler:
     ) -> ToolResult:
         """Run a call; of a tool that changes just now, what it is then."""
         stream = self._kernel.streams.open(run.lease, call.id)
-        wanted = run.lease.wants_chunks
+        write = stream.write if run.lease.wants_chunks else _unheard
         for _ in range(CHANGES):
             try:
-                return await self._runner.run(program, call, stream.write if wanted else _unheard)
+                result = await self._runner.run(program, call, write)
+                await stream.flush()
+                return result
             except ToolChanged:
                 self._registry.forget(body.tool)
                 program = await self._registry.program(body.tool, body.version)

@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -46,6 +46,14 @@ class _Kept:
     folder: Path
 
 
+@dataclass(slots=True)
+class _Gate:
+    """One at a time looks for a process, or starts it."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
+
+
 class ToolProcesses:
     """The runner of one worker."""
 
@@ -56,7 +64,7 @@ class ToolProcesses:
         self._environ = environ
         self._places = Places(SHARES)
         self._kept: dict[_Key, _Kept] = {}  # the longest unused first
-        self._starting: dict[_Key, asyncio.Lock] = {}
+        self._starting: dict[_Key, _Gate] = {}
         self._tidying: asyncio.Task[None] | None = None
 
     async def run(
@@ -118,9 +126,10 @@ class ToolProcesses:
     async def _process(self, program: ToolProgram, owner: Owner) -> _Kept:
         """Return a process of a tool that runs for this agent; start it where there is none."""
         key = (program.card.name, program.card.version, owner)
-        lock = self._starting.setdefault(key, asyncio.Lock())
+        gate = self._starting.setdefault(key, _Gate())
+        gate.waiting += 1
         try:
-            async with lock:
+            async with gate.lock:
                 kept = self._kept.pop(key, None)
                 if kept is not None and not kept.process.is_alive:
                     await self._end(kept)
@@ -129,8 +138,9 @@ class ToolProcesses:
                     kept = await self._started(program)
                 self._kept[key] = kept  # the last that was used
         finally:
-            if not lock.locked():
-                self._starting.pop(key, None)
+            gate.waiting -= 1
+            if not gate.waiting:
+                del self._starting[key]
         if self._tidying is None or self._tidying.done():
             self._tidying = asyncio.create_task(self._tidy())
         return kept

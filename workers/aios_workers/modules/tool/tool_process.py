@@ -96,7 +96,8 @@ class ToolProcess:
             await self._send(request)
             # Its own process keeps the time; this is for one that keeps nothing.
             async with asyncio.timeout(request["limits"]["timeout_s"] + LEAVE_LIMIT_S):
-                return await heard.ended
+                # Shielded: who cancels this waits for the ending, too.
+                return await asyncio.shield(heard.ended)
         except (TimeoutError, ConnectionError) as error:
             await self.close()
             raise ToolFailed("its process does not answer", remedy="try it again") from error
