@@ -1,5 +1,6 @@
 """Random JSON schemas over the keywords that a form may have, and some that it may not."""
 
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -150,3 +151,23 @@ def schemas() -> SearchStrategy[Schema]:
     """Return a strategy of schemas that are valid, and not always satisfiable."""
     shared = {"$defs": {"shared": {"type": "string", "maxLength": 3}}}
     return st.recursive(_leaves(), _larger, max_leaves=6).map(lambda found: {**found, **shared})
+
+
+def drawn(count: int, number: int) -> list[Schema]:
+    """Return the schemas of one draw, for what cannot be run by Hypothesis."""
+    found: list[Schema] = []
+
+    @seed(number)
+    @settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(schemas())
+    def keep(schema: Schema) -> None:
+        found.append(schema)
+
+    keep()
+    return found[:count]

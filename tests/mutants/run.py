@@ -31,6 +31,7 @@ from tests.mutants.audit import AUDIT_MUTANTS  # noqa: E402
 from tests.mutants.catalogue import BROKER, MIGRATIONS, Mutant  # noqa: E402
 from tests.mutants.catalogue import MUTANTS as BROKER_MUTANTS  # noqa: E402
 from tests.mutants.cores import CORE_MUTANTS  # noqa: E402
+from tests.mutants.forms import FORM_MUTANTS  # noqa: E402
 from tests.mutants.gateway import GATEWAY_MUTANTS  # noqa: E402
 from tests.mutants.identity import IDENTITY_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
@@ -55,6 +56,7 @@ MUTANTS = (
     *GATEWAY_MUTANTS,
     *A2A_MUTANTS,
     *ORDER_MUTANTS,
+    *FORM_MUTANTS,
     *RQ_MUTANTS,
     *ROUTING_MUTANTS,
     *WORKER_MUTANTS,

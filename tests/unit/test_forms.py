@@ -50,7 +50,42 @@ def walked(schema: object, seed: int, limit: int = 400) -> str | None:
         ({"enum": [1, 2**53 + 1]}, "enum"),
         ({"const": {"deep": [2**53 + 1]}}, "const"),
         ({"type": "number", "exclusiveMinimum": 0, "maximum": 1e-10}, "exclusiveMinimum"),
-        ({"type": "number", "exclusiveMaximum": 0, "minimum": -0.5}, "exclusiveMaximum"),
+        ({"type": "number", "exclusiveMaximum": 0, "minimum": -1e-10}, "exclusiveMaximum"),
+        (
+            {"type": "number", "allOf": [{"exclusiveMinimum": 0}, {"maximum": 1e-10}]},
+            "minimum",
+        ),
+        ({"properties": {"a": {"const": "\x0b"}}}, "additionalProperties"),
+        ({"patternProperties": {"^[\\x00-\\x1f]": {}}}, "additionalProperties"),
+        ({"enum": []}, "enum"),
+        ({"type": []}, "type"),
+        ({"type": "integer", "multipleOf": 0}, "multipleOf"),
+        ({"const": 10**400}, "const"),
+        ({"$schema": "https://example.org/dialect", "type": "boolean"}, "$schema"),
+        ({"properties": {"n": {"$ref": "#"}}, "required": ["n"], "type": "object"}, "$ref"),
+        ({"dependentSchemas": {"a": {"required": ["b"]}}}, "dependentSchemas"),
+        ({"type": "array", "unevaluatedItems": False}, "unevaluatedItems"),
+        ({"type": "array", "minContains": 2}, "minContains"),
+        ({"type": "object", "propertyNames": {"maxLength": 2}}, "propertyNames"),
+        ({"type": ["string", "integer"], "if": {"type": "string"}, "else": {}}, "if"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"oneOf": [{"const": 1}, {"const": 1.0}]}, "oneOf"),
+        ({"oneOf": [{"enum": ["a", "b"]}, {"enum": ["b", "c"]}]}, "oneOf"),
+        ({"oneOf": [{"pattern": "^a"}, {"pattern": "b$"}]}, "oneOf"),
+        (
+            {
+                "oneOf": [
+                    {"type": "integer", "minimum": 0, "maximum": 3},
+                    {"type": "integer", "minimum": 2, "maximum": 5},
+                ],
+                "x-guidance": {"coerce_one_of": True},
+            },
+            "oneOf",
+        ),
+        ({"type": "string", "pattern": "(?<=a)b"}, "pattern"),
+        ({"type": "string", "pattern": "(a)\\1"}, "pattern"),
+        ({"type": "string", "pattern": "^[[:alpha:]]{1,3}$"}, "pattern"),
+        ({"type": "string", "pattern": "^[a-z&&[^b]]{1,4}$"}, "pattern"),
         ({"type": "object", "additionalProperties": {}, "minProperties": 3}, "minProperties"),
         (
             {
@@ -108,6 +143,38 @@ def test_what_the_engine_would_not_keep_is_refused_by_its_keyword(
         },
         {"enum": list(range(2_000))},
         {"type": "number", "exclusiveMinimum": 0, "maximum": 10},
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
+        {"type": "number", "exclusiveMaximum": 0, "minimum": -0.5},
+        {"type": "number", "exclusiveMinimum": 0, "allOf": [{"maximum": 0.25}]},
+        {"type": "number", "anyOf": [{"exclusiveMinimum": 0}], "maximum": 0.5},
+        {"type": "integer", "anyOf": [{"exclusiveMinimum": 0}], "maximum": 5},
+        {"type": "number", "multipleOf": 0.1, "minimum": 0, "maximum": 2},
+        {"type": "number", "multipleOf": 0.3, "minimum": -2, "maximum": 2},
+        {"type": "integer", "multipleOf": 2.5, "minimum": 0, "maximum": 20},
+        {"enum": [1, 1.0, True]},
+        {"const": 1e22},
+        {"const": "\x00\x1f\x7f"},
+        {"enum": ["a", "abc"], "minLength": 2},
+        {"$ref": "#/$defs/a", "minimum": 3, "$defs": {"a": {"type": "integer", "maximum": 5}}},
+        {
+            "patternProperties": {"^[^b]": {"const": 0}},
+            "additionalProperties": {"const": 1},
+            "type": "object",
+            "maxProperties": 3,
+        },
+        {
+            "type": "array",
+            "items": {"const": 1},
+            "maxItems": 2,
+            "x-guidance": {"item_separator": "; "},
+        },
+        {
+            "$schema": "http://json-schema.org/draft-04/schema#",
+            "type": "integer",
+            "minimum": 3,
+            "exclusiveMinimum": True,
+            "maximum": 9,
+        },
         {"type": "integer", "multipleOf": 7, "minimum": -30, "maximum": 30},
         {"type": "object", "properties": {"next": {"$ref": "#"}}, "additionalProperties": False},
     ],
@@ -148,12 +215,42 @@ def test_300_random_schemas_are_kept_or_refused(schema: dict[str, object]) -> No
 
 def test_numbers_and_strings_without_bounds_end() -> None:
     asked = json.loads(narrowed_constraint(constraint_of({"type": "string"})).source)
+    assert asked.pop("x-guidance")
     assert asked == {"type": "string", "maxLength": 16_384}
     for schema in ({"type": "number"}, {"type": "number", "minimum": 0, "maximum": 1}):
         matcher = COMPILER.start(constraint_of(schema), tuple(b"0.123456789"))
         assert matcher.must_end
     whole = COMPILER.start(constraint_of({"type": "integer"}), tuple(b"1" * 18))
     assert set(whole.allowed().nonzero()[0].tolist()) == {vocabulary.END_ID}
+
+
+@pytest.mark.parametrize(
+    ("schema", "begun"),
+    [
+        (
+            {
+                "type": "object",
+                "properties": {"a": {"const": 1}},
+                "required": ["a"],
+                "additionalProperties": {"const": 0},
+            },
+            '{"a": 1, "\\',
+        ),
+        (
+            {
+                "type": "object",
+                "patternProperties": {"^a": {"const": 1}},
+                "additionalProperties": {"const": 0},
+            },
+            '{"\\',
+        ),
+    ],
+)
+def test_no_name_is_written_with_an_escape_that_hides_it(schema: object, begun: str) -> None:
+    r"""`"\u0061"` is the name `a`, and its value what is declared for `a`."""
+    matcher = COMPILER.start(constraint_of(schema), tuple(begun.encode()))
+    allowed = {chr(each) for each in matcher.allowed().nonzero()[0].tolist()}
+    assert allowed == set('nrbtf\\"')
 
 
 def test_a_negated_class_loses_nul_and_nothing_else() -> None:

@@ -146,6 +146,8 @@ def not_kept(constraint: Constraint, reason: str) -> str:
     """Return the message that a constraint cannot be kept."""
     names = {"json": "the JSON schema", "regex": "the pattern", "grammar": "the grammar"}
     text = " ".join(reason.replace("<non-verbose/>", "").split())[:MAX_REASON_CHARACTERS]
+    if "Too many items" in text and constraint.kind == "json":
+        text = "it is too ambiguous, or refers to itself ($ref) without end"
     begins = {"regex": "pattern: ", "Resource": "$ref: "} if constraint.kind == "json" else {}
     keyword = next((name for begin, name in begins.items() if text.startswith(begin)), "")
     return f"{names[constraint.kind]} cannot be kept: {keyword}{text}"
@@ -284,6 +286,9 @@ def _work(request: bytes) -> bytes:
 def verdict_of(constraint: Constraint) -> str:
     """Return the message of why a constraint cannot be kept; empty: it can. May take long."""
     schemas = schemas_of(constraint)
+    known = next(filter(None, map(_known, schemas)), None)
+    if known is not None:
+        return not_kept(constraint, known)
     began_s = time.process_time()
     compiler = Compiler([*(bytes([byte]) for byte in range(_BYTES)), b""], (_BYTES,), list)
     why = _compile(compiler, constraint)
@@ -295,6 +300,15 @@ def verdict_of(constraint: Constraint) -> str:
         return not_kept(constraint, late)
     found = next(filter(None, (_unkept(compiler, each) for each in schemas)), None)
     return not_kept(constraint, found) if found else ""
+
+
+def _known(schema: object) -> str | None:
+    """Return what is wrong with a schema whatever the engine makes of it."""
+    try:
+        validator_of(schema)
+    except ValueError as error:
+        return str(error)
+    return unkept(schema)
 
 
 def _compile(compiler: Compiler, constraint: Constraint) -> str:
@@ -323,8 +337,7 @@ _PREFERRED = b'\\"/nbu0'  # what a string is wrong in first
 def _unkept(compiler: Compiler, schema: object) -> str | None:
     """Return by which keyword the engine would allow what the schema does not."""
     try:
-        validator_of(schema)
-        why = unkept(schema) or overlapping(schema)
+        why = overlapping(schema)
     except ValueError as error:
         return str(error)
     return why or _unkept_number(compiler, schema) or _unkept_pattern(compiler, schema)

@@ -4,7 +4,10 @@ Keywords are told from names by where they stand: a property that is called `enu
 property. What is rewritten here only narrows a schema: whatever the result allows, it allows too.
 """
 
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeGuard
 
 Schema = Mapping[str, object]
 
@@ -34,6 +37,10 @@ _LIMITED_ELSEWHERE = frozenset({"$ref", "allOf", "anyOf", "const", "enum", "oneO
 MOST_CHARACTERS = 16_384  # of a string that says nothing of its length
 MOST_NUMBER = 10**18  # of a number that says nothing of its size; a double has it exactly
 LEAST_STEP = 1e-9  # of such a number's decimals
+# Without `\\u`: the engine takes a name that is written so for none of those that are declared.
+_ESCAPES = 'nrbtf\\"'
+# What can be written with `\\u` alone, in a schema's text: such characters, and patterns of them.
+_CONTROL = re.compile(r"\\u00[01]|\x7f|\\\\(?:x[017{]|u00[017]|u\{|p\{?C|[Pacv0])|\[:")
 _DAY = (
     "([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
     "|02-(0[1-9]|1[0-9]|2[0-8]))|([0-9]{2}(0[48]|[2468][048]|[13579][26])"
@@ -91,6 +98,11 @@ def _rewritten(
     return rewritten(value, change) if keyword in _ONE else value
 
 
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value of a schema is a number: what is true or false is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 # References.
 
 
@@ -124,7 +136,29 @@ def refers(schema: object) -> bool:
 
 def narrowed(schema: object) -> object:
     """Return a schema whose answers the engine gets right, and which end."""
-    return rewritten(schema, _narrowed)
+    found = rewritten(schema, _narrowed)
+    if not isinstance(found, dict):
+        return found
+    escapes = {} if _has_control_characters(schema) else {"json_allowed_escapes": _ESCAPES}
+    style = {**_style(found.get("x-guidance")), **escapes, "lenient": False}
+    return {**found, "x-guidance": style}
+
+
+def _style(told: object) -> dict[str, object]:
+    """Return what a schema may tell the engine of its own: where blanks are, not what is kept."""
+    if not isinstance(told, Mapping):
+        return {}
+    marks = {"item_separator": ",", "key_separator": ":"}
+    found: dict[str, object] = {
+        key: told[key] for key, mark in marks.items() if str(told.get(key)).strip() == mark
+    }
+    if isinstance(told.get("whitespace_flexible"), bool):
+        found["whitespace_flexible"] = told["whitespace_flexible"]
+    return found
+
+
+def _has_control_characters(schema: object) -> bool:
+    return _CONTROL.search(json.dumps(schema, ensure_ascii=False)) is not None
 
 
 def _narrowed(node: dict[str, object]) -> dict[str, object]:
@@ -135,6 +169,7 @@ def _narrowed(node: dict[str, object]) -> dict[str, object]:
     patterns = node.get("patternProperties")
     if isinstance(patterns, dict):
         node["patternProperties"] = {without_nul(key): each for key, each in patterns.items()}
+    _lead_off_zero(node)
     kept = _FORMATS.get(str(node.get("format")))
     if kept is not None:
         del node["format"]
@@ -143,6 +178,21 @@ def _narrowed(node: dict[str, object]) -> dict[str, object]:
     if _LIMITED_ELSEWHERE.isdisjoint(node):
         _limit(node)
     return node
+
+
+def _lead_off_zero(node: dict[str, object]) -> None:
+    """The engine would write the 0 that is excluded, below a bound that is less than 1 from it."""
+    step = 1 if node.get("type") == "integer" else LEAST_STEP
+    for excluded, bound, others, sign in (
+        ("exclusiveMinimum", "minimum", _MOST, 1),
+        ("exclusiveMaximum", "maximum", _LEAST, -1),
+    ):
+        if node.get(excluded) != 0 or node[excluded] is False:
+            continue
+        if all(sign * each > step for key in others if is_number(each := node.get(key))):
+            own = node.get(bound)
+            del node[excluded]
+            node[bound] = sign * max(step, sign * own if is_number(own) else step)
 
 
 def _limit(node: dict[str, object]) -> None:
@@ -156,7 +206,7 @@ def _limit(node: dict[str, object]) -> None:
 
 
 def _limit_number(node: dict[str, object], *, is_whole: bool) -> None:
-    bounds = [value for key in BOUNDS if isinstance(value := node.get(key), int | float)]
+    bounds = [value for key in BOUNDS if is_number(value := node.get(key))]
     if any(abs(each) >= MOST_NUMBER for each in bounds):
         return
     if not any(key in node for key in _LEAST):
@@ -194,10 +244,28 @@ def without_nul(pattern: str) -> str:
 def unkept(schema: object) -> str | None:
     """Return what of a schema the engine would not keep, by its keyword; None: nothing is known."""
     for node in subschemas(schema):
-        for rule in (_unkept_number, _unkept_count):
+        for rule in (_unkept_number, _unkept_count, _empty):
             why = rule(node)
             if why is not None:
                 return why
+    return _unkept_names(schema) if _has_control_characters(schema) else None
+
+
+def _empty(node: Schema) -> str | None:
+    keywords = ("anyOf", "enum", "oneOf", "type")
+    found = next((each for each in keywords if node.get(each) == []), None)
+    return found and f"{found}: an empty list allows nothing"
+
+
+def _unkept_names(schema: object) -> str | None:
+    """Names that are escaped are taken for others; here they must be allowed."""
+    for node in subschemas(schema):
+        named = [node.get(key) for key in ("properties", "patternProperties", "required")]
+        if any(named) and node.get("additionalProperties") is not False:
+            return (
+                "additionalProperties: beside control characters, in values or patterns, other"
+                " names cannot be told from those that are declared; make it false"
+            )
     return None
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from aios_workers.llm.schemas import BOUNDS, Schema, subschemas
+from aios_workers.llm.schemas import BOUNDS, Schema, is_number, subschemas
 
 if TYPE_CHECKING:
     from jsonschema_rs import FancyRegexOptions, RegexOptions, Validator
@@ -55,7 +55,8 @@ def _compiled(schema: object, patterns: RegexOptions | FancyRegexOptions) -> Val
     except jsonschema_rs.ReferencingError as error:
         raise ValueError(f"$ref: {error}") from error
     except jsonschema_rs.ValidationError as error:
-        where = "/".join(map(str, error.instance_path))
+        of_dialect = error.message.startswith("Unknown meta-schema")
+        where = "/".join(map(str, error.instance_path)) or ("$schema" if of_dialect else "")
         raise ValueError(f"{where}: {error.message}" if where else error.message) from error
 
 
@@ -111,7 +112,7 @@ def number_probes(schema: object) -> Iterator[tuple[Schema, tuple[str, ...]]]:
     """Yield the schemas of numbers alone that are within, and texts near their bounds."""
     seen: list[Schema] = []
     for node in subschemas(schema):
-        keys = [key for key in (*BOUNDS, "multipleOf") if isinstance(node.get(key), int | float)]
+        keys = [key for key in (*BOUNDS, "multipleOf") if is_number(node.get(key))]
         kind = node.get("type", "number")
         if not keys or kind not in ("integer", "number") or len(seen) >= MOST_PROBED:
             continue
