@@ -1,11 +1,14 @@
 """Steps that change who may run, and stock workers, who take what they want."""
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
+from aios_broker.contract.errors import KernelError
+from aios_broker.contract.syscall import Need
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import Lease
-from tests.queue_model import TOOL, owners
+from tests.queue_model import NEEDS, TOOL, needs_of, owners
 from tests.queue_steps import IDS, ClientsAndWorkers
 
 
@@ -20,6 +23,54 @@ class WhoMayRun(ClientsAndWorkers):
         else:
             self.do(self.admission.set_limit("llm", TOOL, most))
         self.premises.tool_limit = most
+
+    @rule(card=st.tuples(*[st.integers(0, 2)] * 3))
+    def the_card_of_the_tool_changes(self, card: tuple[int, int, int]) -> None:
+        key = Keys().own("tool_limits:llm")
+        if any(card):
+            self.raw.hset(key, TOOL.name, " ".join(map(str, card)))
+        else:
+            self.raw.hdel(key, TOOL.name)
+        self.premises.card = card
+
+    @precondition(lambda self: self.leases)
+    @rule(
+        data=st.data(),
+        needs=st.sampled_from(NEEDS),
+        answer_is_lost=st.booleans(),
+        dies=st.booleans(),
+    )
+    def its_worker_knows_better_what_it_needs(
+        self, data: st.DataObject, needs: tuple[Need, ...], *, answer_is_lost: bool, dies: bool
+    ) -> None:
+        """It takes that, or gives back what it has and goes behind those who have waited longer."""
+        lease = data.draw(st.sampled_from(self.leases))
+        step = self.queue.take_needs(lease, needs)
+        if not self.holds(lease):
+            with pytest.raises(KernelError, match="lease"):
+                self.do(step)
+            return
+        known = self.known[lease.job_id]
+        before = needs_of(lease.job_id) if known.corrected is None else known.corrected
+        has_it = before == needs and (not known.turned_away or not needs)
+        known.corrected = needs
+        known.turned_away = False if has_it else not self.has_room_for(lease.job_id)
+        assert self.do(step) == (not known.turned_away)
+        if answer_is_lost:
+            known.turned_away = known.turned_away and not self.has_room_for(lease.job_id)
+            assert self.do(self.queue.take_needs(lease, needs)) == (not known.turned_away)
+        if known.turned_away and not dies:
+            self.leaves(lease, "needs", (0, 0, 0), answer_is_lost=answer_is_lost, held=True)
+
+    def has_room_for(self, job_id: str) -> bool:
+        return all(
+            self.premises.is_free(
+                resource,
+                self.holders(resource, instead_of=job_id),
+                owed=self.is_owed_to_another(resource, job_id),
+            )
+            for resource in self.needed_by(job_id)
+        )
 
     @rule(ids=st.sets(st.sampled_from(IDS), max_size=2), age=st.sampled_from([0, 1]))
     def bar_programs(self, ids: set[str], age: int) -> None:
@@ -54,7 +105,7 @@ class WhoMayRun(ClientsAndWorkers):
         assert isinstance(lease, Lease)
         known = self.known[job_id]
         self.line.remove(job_id)
-        known.state, known.attempt = "running", known.attempt + 1
+        known.state, known.attempt, known.turned_away = "running", known.attempt + 1, False
         self.raw.zadd(Keys().registry("wip", "llm"), {f"{job_id}:{lease.attempt}": 2**32})
         self.leases.append(lease)
 

@@ -14,7 +14,7 @@ from aios_broker.contract.syscall import State
 from aios_broker.ledger.fold import SyscallRow, fold
 from aios_broker.ledger.journal import parse_entry
 from aios_broker.ledger.ledger import read_usage
-from aios_broker.queues.admission import Admission
+from aios_broker.queues.admission import Admission, Resource
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -23,7 +23,17 @@ from aios_broker.queues.order import Order
 from aios_broker.queues.quota import Quotas, Subject
 from aios_broker.queues.records import Lease, PolicyRow
 from aios_broker.redis.connection import Connection
-from tests.queue_model import COUNTS, Accounts, Known, Premises, owners, resources_of
+from tests.queue_model import (
+    COUNTS,
+    LOCK,
+    TOOL,
+    Accounts,
+    Known,
+    Premises,
+    needs_of,
+    owners,
+    resources_of,
+)
 
 T = TypeVar("T")
 CLIENTS = ("alice", "bob")
@@ -72,6 +82,14 @@ class QueueChecks(RuleBasedStateMachine):
     def members(self, key: str) -> set[str]:
         return {member.decode() for member in self.raw.zrange(key, 0, -1)}
 
+    def needed_by(self, job_id: str) -> frozenset[Resource]:
+        corrected = self.known[job_id].corrected if job_id in self.known else None
+        return resources_of(job_id, needs_of(job_id) if corrected is None else corrected)
+
+    def held_by(self, job_id: str) -> frozenset[Resource]:
+        """Return what one that runs holds: all that it needs, or nothing."""
+        return frozenset() if self.known[job_id].turned_away else self.needed_by(job_id)
+
     @invariant()
     def redis_agrees_with_the_model(self) -> None:
         own = Keys().own
@@ -92,7 +110,12 @@ class QueueChecks(RuleBasedStateMachine):
     @invariant()
     def who_runs_holds_what_it_needs_and_nobody_else_holds_anything(self) -> None:
         running = [i for i, known in self.known.items() if known.state == "running"]
-        expected = Counter((str(r), i) for i in running for r in resources_of(i))
+        expected = Counter(
+            (str(r), i)
+            for i in running
+            for r in self.held_by(i)
+            if r in (TOOL, LOCK) or self.premises.limit(r) is not None
+        )
         rows = self.do(self.admission.resources("llm"))
         held = Counter((str(row.resource), job_id) for row in rows for job_id in row.holders)
         assert held == expected

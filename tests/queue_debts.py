@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from aios_broker.queues.admission import Resource
 from aios_broker.queues.keys import Keys
 from tests.queue_checks import QueueChecks
-from tests.queue_model import owners, resources_of
+from tests.queue_model import LOCK, TOOL, owners
 
 PATIENCE_MS = 5_000
 LONG_MS = 10_000
@@ -43,7 +43,7 @@ class Debts(QueueChecks):
                 self.holders(resource, also=also, instead_of=instead_of),
                 owed=self.is_owed_to_another(resource, job_id),
             )
-            for resource in resources_of(job_id)
+            for resource in self.needed_by(job_id)
         )
 
     def is_within_rules(
@@ -62,7 +62,7 @@ class Debts(QueueChecks):
 
     def holders(self, resource: Resource, *, also: Sequence[str] = (), instead_of: str = "") -> int:
         beside = [i for i in [*self.running(), *also] if i != instead_of]
-        return sum(resource in resources_of(i) for i in beside)
+        return sum(resource in self.held_by(i) for i in beside)
 
     def is_owed_to_another(self, resource: Resource, job_id: str) -> bool:
         debt = self.premises.owed.get(resource)
@@ -85,7 +85,7 @@ class Debts(QueueChecks):
         )
 
     def can_be_owed(self, job_id: str) -> bool:
-        resources = resources_of(job_id)
+        resources = self.needed_by(job_id)
         return bool(resources) and all(self.premises.limit(r) != 0 for r in resources)
 
     def settle_debts(self) -> None:
@@ -98,15 +98,25 @@ class Debts(QueueChecks):
         """Owe it all that it needs, if it waits for that alone, and long enough."""
         seconds, micros = self.raw.time()
         since_ms = self.waits_since_ms(job_id)
-        resources = resources_of(job_id)
+        limited = [r for r in self.needed_by(job_id) if self.premises.limit(r) is not None]
+        own_are_free = all(
+            self.premises.is_free(
+                resource,
+                self.holders(resource, also=chosen),
+                owed=self.is_owed_to_another(resource, job_id),
+            )
+            for resource in limited
+            if resource not in (TOOL, LOCK)
+        )
         if (
             since_ms is not None
             and seconds * 1000 + micros // 1000 - since_ms >= PATIENCE_MS
             and self.is_within_rules(job_id, also=chosen)
             and self.can_be_owed(job_id)
-            and not any(resource in self.premises.owed for resource in resources)
+            and own_are_free  # else its own agent's or tenant's calls keep it back
+            and not any(resource in self.premises.owed for resource in limited)
         ):
-            self.premises.owed |= dict.fromkeys(resources, (job_id, since_ms))
+            self.premises.owed |= dict.fromkeys(limited, (job_id, since_ms))
 
     def debts_of_redis(self) -> dict[Resource, tuple[str, int]]:
         debts = {}

@@ -75,6 +75,9 @@ class Known:
     told_to_hold: bool = False
     told_to_suspend: bool = False
     decided: bool = False  # it was unparked in this life
+    # Its worker said that it needs other things than its caller did.
+    corrected: tuple[Need, ...] | None = None
+    turned_away: bool = False  # it runs, and was told that what it needs is not free
     used: Used = field(default_factory=Used)
 
     @property
@@ -94,6 +97,8 @@ def owners(job_id: str) -> tuple[Subject, Subject, Subject]:
 
 
 TOOL, LOCK = Resource.tool("t"), Resource.lock("w")
+OF_TENANT = Resource.tool("t", tenant="default")
+OF_AGENT = {name: Resource.tool("t", tenant="default", agent=name) for name in ("ada", "bob")}
 NEEDS = (
     (Need("tool", "t"), Need("lock", "w")),
     (Need("lock", "w"),),
@@ -107,23 +112,30 @@ def needs_of(job_id: str) -> tuple[Need, ...]:
     return NEEDS[int(job_id, 16) % len(NEEDS)]
 
 
-def resources_of(job_id: str) -> frozenset[Resource]:
+def resources_of(job_id: str, needs: tuple[Need, ...]) -> frozenset[Resource]:
     """Return the resources that a syscall holds while it runs."""
-    by_kind = {"tool": TOOL, "lock": LOCK}
-    return frozenset(by_kind[need.kind] for need in needs_of(job_id))
+    own = OF_AGENT[owners(job_id)[1].agent]
+    by_kind = {"tool": {TOOL, OF_TENANT, own}, "lock": {LOCK}}
+    return frozenset().union(*(by_kind[need.kind] for need in needs))
 
 
 @dataclass
 class Premises:
     """What decides who may run beside quotas: limits, programs that are barred, debts."""
 
-    tool_limit: int | None = None
+    tool_limit: int | None = None  # an operator's
+    card: tuple[int, int, int] = (0, 0, 0)  # of the tool, a tenant, an agent; 0: any number
     barred: frozenset[Subject] = frozenset()
     # Resource -> the syscall that gets the next place, and the time in its record since it waits.
     owed: dict[Resource, tuple[str, int]] = field(default_factory=dict)
 
     def limit(self, resource: Resource) -> int | None:
-        return self.tool_limit if resource == TOOL else 1
+        if resource == LOCK:
+            return 1
+        if resource != TOOL:
+            return self.card[2 if resource.agent else 1] or None
+        limits = [self.tool_limit, self.card[0] or None]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def is_free(self, resource: Resource, holders: int, *, owed: bool) -> bool:
         """Return whether one more may hold it; a debt to another counts as one more holder."""

@@ -24,7 +24,7 @@ from aios_broker.queues.records import (
 )
 from tests.queue_checks import CLIENTS
 from tests.queue_debts import Debts
-from tests.queue_model import Known, Used, charge_of, needs_of, owners, resources_of
+from tests.queue_model import Known, Used, charge_of, needs_of, owners
 
 IDS = [f"{number:032x}" for number in range(4)]  # few, so that steps meet
 NOTHING_MORE = ClaimRequest(want=0, lease_s=60.0)
@@ -121,12 +121,12 @@ class ClientsAndWorkers(Debts):
     def take(self, leases: list[Lease], want: int) -> None:
         assert [lease.job_id for lease in leases] == self.next_ones(want)
         for lease in leases:
-            for resource in resources_of(lease.job_id):
+            for resource in self.needed_by(lease.job_id):
                 limit = self.premises.limit(resource)
                 assert limit is None or self.holders(resource) < limit
             self.line.remove(lease.job_id)
             known = self.known[lease.job_id]
-            known.state, known.attempt = "running", known.attempt + 1
+            known.state, known.attempt, known.turned_away = "running", known.attempt + 1, False
             assert lease.attempt == known.attempt
             assert lease.trusted
             assert lease.wants_chunks == bool(known.clients)
@@ -202,6 +202,17 @@ class ClientsAndWorkers(Debts):
     ) -> None:
         lease = data.draw(st.sampled_from(self.leases))
         held = self.holds(lease)
+        self.leaves(lease, reason, more, answer_is_lost=answer_is_lost, held=held)
+
+    def leaves(
+        self,
+        lease: Lease,
+        reason: Literal["suspend", "drain", "hold", "park", "needs"],
+        more: tuple[int, int, int],
+        *,
+        answer_is_lost: bool,
+        held: bool,
+    ) -> None:
         ran_s, tokens, prompt, charge = self.use(lease, more)
         suspension = Suspension(lease, b"snapshot", ran_s, tokens, reason, prompt, charge=charge)
         settled = self.do(self.queue.suspend("worker", [suspension], NOTHING_MORE))
@@ -215,10 +226,21 @@ class ClientsAndWorkers(Debts):
         known.state = "held" if known.told_to_hold else "waiting"  # whatever its worker heard
         if reason == "park":
             known.state = "parked"
-        known.told_to_suspend = False
+        known.told_to_suspend = known.turned_away = False
         known.told_to_hold = known.told_to_hold and reason == "park"  # it is when it is unparked
-        if known.state == "waiting":
+        if known.state == "waiting" and reason == "needs":
+            self.line.insert(self.place_by_age(lease.job_id), lease.job_id)
+        elif known.state == "waiting":
             self.line.insert(0 if reason == "drain" else len(self.line), lease.job_id)
+
+    def place_by_age(self, job_id: str) -> int:
+        """Return the place before the first in the line that was submitted later."""
+        since = self.submitted_ms(job_id)
+        later = (n for n, other in enumerate(self.line) if self.submitted_ms(other) > since)
+        return next(later, len(self.line))
+
+    def submitted_ms(self, job_id: str) -> int:
+        return int(self.raw.hget(Keys().job(job_id), "aios_submitted_ms") or 0)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), more=MORE, answer_is_lost=st.booleans())

@@ -221,7 +221,7 @@ async def test_notes_of_ended_leases_and_of_bars_that_are_over_are_swept(
     epoch = await user.lead()
     await admission.bar("llm", epoch, [Subject.of_program("p", "ada")], 60.0)
     await user.finish(lease)
-    assert await user.redis.execute("ZCARD", user.keys.own("holders:llm")) == 2
+    assert await user.redis.execute("ZCARD", user.keys.own("holders:llm")) == 4  # a lock, and a place at the tool: of all, of the tenant, of the agent
     barred = user.keys.own("barred:llm")
     await user.redis.execute("ZADD", barred, 1, str(Subject.of_program("p", "ada")))
 

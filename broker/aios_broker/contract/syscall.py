@@ -41,7 +41,7 @@ from aios_broker.contract.names import (
 )
 from aios_broker.contract.storage import StorageBody, StorageOperate
 from aios_broker.contract.tokens import shown_without_token
-from aios_broker.contract.tools import ToolBody
+from aios_broker.contract.tools import ToolBody, ToolRun
 from aios_broker.contract.traces import Traceparent
 
 # What a syscall needs beside a slot: a core, and what only so many may hold at once.
@@ -232,6 +232,8 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         """What its job needs to run, beside a slot."""
         if self.module in STATE_MODULES:
             return (_MODEL,) if _asks_a_model(self.body) else ()
+        if isinstance(self.body, ToolRun):
+            return (Need("tool", self.body.tool),)  # its locks are known to who has its card
         core = self.core if self.module == "llm" else ""
         return (Need("core", core),) if core else ()
 

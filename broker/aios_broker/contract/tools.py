@@ -76,7 +76,7 @@ class ToolSettings(Request, frozen=True, kw_only=True):
     parallel: ParallelLimits = field(default_factory=ParallelLimits)
     limits: RunLimits = field(default_factory=RunLimits)
     # What it has alone while it runs: nobody else of the tenant runs what has the same lock.
-    locks: Annotated[Row[LockTemplate], Meta(max_length=8)] = ()
+    locks: Annotated[Row[LockTemplate], Meta(max_length=7)] = ()
     idempotent: bool = False  # running it twice does no harm: it is tried again where a worker died
     destructive: bool = False  # a person is asked before it runs
     network: Annotated[Row[NetworkRule], Meta(max_length=64)] = ()

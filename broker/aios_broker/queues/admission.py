@@ -20,6 +20,7 @@ from aios_broker.redis.connection import Answer
 # it where calls wait for models.
 ResourceKind = Literal["tool", "program", "lock", "place", "model"]
 MAX_LIMIT = 1_000_000
+_TENANT_AND_AGENT = 2  # words before the name of a tool, where its places are an agent's
 MAX_BAR_S = 3600.0  # a bar must be renewed: one whose scheduler died ends by itself
 _WHAT: dict[bytes, Literal["requests", "tokens", "told"]] = {
     b"requests": "requests",
@@ -35,21 +36,22 @@ class Resource:
 
     kind: ResourceKind
     name: str
-    tenant: str = ""  # of a lock or program
-    agent: str = ""  # of a program
+    tenant: str = ""  # of a lock, a program, or a tenant's places at a tool
+    agent: str = ""  # of a program, or an agent's places at a tool
 
     def __str__(self) -> str:
         """Return the name that Redis knows it by."""
         return f"{self.kind}:" + " ".join(filter(None, (self.tenant, self.agent, self.name)))
 
     @classmethod
-    def tool(cls, name: str) -> Resource:
-        """Return a tool; it is everybody's.
+    def tool(cls, name: str, *, agent: str = "", tenant: str = "") -> Resource:
+        """Return a tool, everybody's; or what one tenant, or one agent of it, may have of its places.
 
         Raises:
             InvalidSyscall: no tool can have that name.
         """
-        return cls("tool", Need("tool", name).name)
+        tenant = tenant or ("default" if agent else "")
+        return cls("tool", Need("tool", name).name, tenant, agent)
 
     @classmethod
     def lock(cls, name: str, tenant: str = "default") -> Resource:
@@ -78,8 +80,8 @@ class Resource:
         """
         kind, _, rest = text.partition(":")
         match _KINDS.get(kind), rest.split(" "):
-            case "tool", [name]:
-                return cls("tool", name)
+            case "tool", [*owners, name] if len(owners) <= _TENANT_AND_AGENT:
+                return cls("tool", name, *owners)
             case "lock", [tenant, name]:
                 return cls("lock", name, tenant)
             case "program", [tenant, agent, name]:
@@ -96,6 +98,8 @@ class Resource:
         """Return it as people say it."""
         owner = f"agent {self.agent!r}" if self.agent else f"tenant {self.tenant!r}"
         match self.kind:
+            case "tool" if self.tenant:
+                return f"one of the places at tool {self.name!r} that {owner} may have at once"
             case "tool":
                 return f"tool {self.name!r}"
             case "place":

@@ -29,6 +29,7 @@ STEPS = (
     "worker/claim",
     "worker/vouch",
     "worker/finish",
+    "worker/needs",
     "worker/suspend",
     "worker/slice",
     "worker/renew",

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -29,7 +29,7 @@ from aios_broker.contract.ids import id_refused
 from aios_broker.contract.job import encode_job, without_arguments
 from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import Chunk, Part, encode
-from aios_broker.contract.syscall import Syscall, checked_needs
+from aios_broker.contract.syscall import Need, Syscall, checked_needs
 from aios_broker.contract.tokens import digest
 from aios_broker.queues.functions import ModuleSteps
 from aios_broker.queues.no_core import unknown_core, unserved_core
@@ -55,6 +55,7 @@ from aios_broker.queues.rows import (
     ClaimRow,
     EndingRow,
     LeaseRow,
+    NeedsRow,
     ProofRow,
     RenewalRow,
     SliceRow,
@@ -198,6 +199,25 @@ class ModuleQueue(ModuleSteps):
             refusal = self._refusal(answer, syscall.owner)
             assert not isinstance(refusal, Differs)
             raise refusal
+
+    async def take_needs(self, lease: Lease, needs: Iterable[Need]) -> bool:
+        """Say what a job needs as its worker knows it, and take that for its lease.
+
+        What its caller said of it is over with that. Saying it again changes nothing.
+
+        Returns:
+            False: not all is free, and it holds nothing: it may not run. It comes back when all is
+            (`Suspension` for the reason `needs`).
+
+        Raises:
+            InvalidSyscall: it has more needs than it may.
+            KernelError: the lease is gone.
+        """
+        text = " ".join(map(str, checked_needs(needs)))
+        taken = await self._call("needs", NeedsRow(lease.job_id, lease.attempt, text))
+        if taken < 0:
+            raise KernelError(f"the lease of job {lease.job_id} is gone: another worker answers it")
+        return bool(taken)
 
     async def disarm(self, lease: Lease) -> None:
         """Take the arguments, which may hold tokens, out of a stock job that is not to run."""

@@ -152,7 +152,7 @@ class Suspension(Struct, frozen=True, gc=False):
     snapshot: bytes | None  # None: the last checkpoint stands, or it starts from the beginning
     ran_s: float  # since the claim, as the tokens
     tokens: int = 0
-    reason: Literal["suspend", "hold", "drain", "park"] = "suspend"
+    reason: Literal["suspend", "hold", "drain", "park", "needs"] = "suspend"
     prompt_tokens: int = 0
     charge: Charge | None = None
     core: str = ""  # it goes on there, in that core's run queue: a fallback. Empty: where it was

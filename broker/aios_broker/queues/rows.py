@@ -49,6 +49,14 @@ class VouchRow(NamedTuple):
     metadata: bytes  # JSON; empty: it is not to run
 
 
+class NeedsRow(NamedTuple):
+    """What a running job needs, as its worker knows it."""
+
+    id: str
+    attempt: int
+    needs: str
+
+
 class EndingRow(NamedTuple):
     """How a job ended. What it used (ran_ms to bill) is told as totals since its claim."""
 
@@ -262,6 +270,7 @@ _TAKEN = (
     SubmissionRow,
     ProofRow,
     VouchRow,
+    NeedsRow,
     EndingRow,
     SuspensionRow,
     SliceRow,

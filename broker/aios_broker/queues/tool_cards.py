@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 
 import msgspec
 
-from aios_broker.contract.tools import ToolCard
+from aios_broker.contract.tools import ParallelLimits, ToolCard
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Connection
 
@@ -21,6 +21,7 @@ class ToolCards:
     def __init__(self, connection: Connection, keys: Keys) -> None:
         self._connection = connection
         self._key = keys.own("tool_cards")  # Hash: name of the tool -> JSON of its card
+        self._limits = keys.own("tool_limits:tool")  # what admission.lua reads of it
 
     async def all(self) -> tuple[ToolCard, ...]:
         """Return all cards, by name."""
@@ -33,7 +34,13 @@ class ToolCards:
         return None if found is None else _decoder.decode(found)
 
     async def show(self, card: ToolCard) -> None:
-        """Write a card."""
+        """Write a card; its limits count from the next claim on."""
+        most = card.parallel
+        if most == ParallelLimits():
+            await self._connection.execute("HDEL", self._limits, card.name)
+        else:
+            limits = f"{most.tool} {most.tenant} {most.agent}"
+            await self._connection.execute("HSET", self._limits, card.name, limits)
         await self._connection.execute("HSET", self._key, card.name, msgspec.json.encode(card))
 
     async def keep(self, source: str, names: Collection[str]) -> None:
@@ -45,6 +52,7 @@ class ToolCards:
         """Take cards away."""
         listed = list(names)
         if listed:
+            await self._connection.execute("HDEL", self._limits, *listed)
             await self._connection.execute("HDEL", self._key, *listed)
 
 

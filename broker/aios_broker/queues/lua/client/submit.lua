@@ -136,9 +136,16 @@ local function any_known(jobs)
     return false
 end
 
+-- What its caller may say that it needs: of a tool's call which tool, no more. The locks are its worker's to name
+-- (needs.lua): else who waits for a foreign one would keep it from whom it is for.
+local function asked_needs(c, needs)
+    if c.q ~= 'tool' then return needs end
+    return string.match(needs, '^tool:%S+') or string.match(needs, '%s(tool:%S+)') or ''
+end
+
 -- Sort a batch into what is new and what is known. `seen`: the first of each id.
 local function sort_jobs(c, jobs)
-    for _, job in ipairs(jobs) do job.key = job_key(c, job.id) end
+    for _, job in ipairs(jobs) do job.key, job.needs = job_key(c, job.id), asked_needs(c, job.needs) end
     local check, fresh, seen = any_known(jobs), {}, {}
     for _, job in ipairs(jobs) do
         local id = job.id

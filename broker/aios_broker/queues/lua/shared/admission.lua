@@ -3,15 +3,19 @@
 --
 -- What a job needs is in its record (aios_needs): tokens, a space between them.
 --   core:x     a worker that serves a core that the name x leads to (routes.lua)
---   tool:y     a place at the tool y: as many as its limit, any number where it has none
+--   tool:y     a place at the tool y, of everybody's, of its tenant's and of its agent's: as many as each has
+--              a limit, any number where it has none
 --   program:z  the program z of its agent is admitted, and has a place where it has a limit
 --   lock:w     the lock w of its tenant: one place
 --   model:any  nothing more; it waits for models, and so takes no place of those that do not (see below)
 -- Whatever it names, its own program must be admitted, and its agent and tenant be within their
 -- quotas, and the account behind its core must have room (rates.lua). A need of another kind is a newer
 -- release's: nobody here serves it.
--- The last three are resources: `tool:y`, `program:tenant agent z`, `lock:tenant w`. Keys, per module:
---   aios:resources  hash: resource -> how many may hold it at once
+-- The last three are resources: `tool:y`, `tool:tenant y`, `tool:tenant agent y`, `program:tenant agent z`,
+-- `lock:tenant w`. Keys, per module:
+--   aios:resources  hash: resource -> how many may hold it at once, as an operator has it
+--   aios:tool_limits hash: tool -> how many of all, of one tenant's and of one agent's calls may run at once, as its
+--                   card has it, a space between; 0: any number. Of two limits the lower one holds
 --   aios:holders    zset: resource, tab, id:attempt; all of score 0, so that it is in the order of text
 --   aios:owed       hash: resource -> the job that gets the next place: its id, and since when it waits
 --   aios:barred     zset: program -> ms until when it is not admitted
@@ -22,8 +26,9 @@
 -- comes across it; so no step that ends a job needs to know of any resource, and none can forget it.
 --
 -- A job that was passed over, has waited for PATIENCE_MS, and that nothing but resources keeps back is
--- owed them: to everybody else it counts as one more holder of each, and it is lent before all others as
--- soon as all are free. Each resource is owed to one job at a time, and a job is owed all it needs or
+-- owed those that are limited: to everybody else it counts as one more holder of each, and it is lent before
+-- all others as soon as all are free. While its own agent or tenant has all places at a tool that it may have,
+-- it is owed nothing: nobody else waits for what they wait for; theirs go in the order of the queue. Each resource is owed to one job at a time, and a job is owed all it needs or
 -- nothing: no two can wait for each other. The debt is over when it stops waiting, or when something
 -- else keeps it back, too: that is found out from its record, each time a debt matters.
 
@@ -93,16 +98,32 @@ do
             .. ' ' .. need.name
     end
 
+    -- What it takes of the places that its agent and its tenant may have at a tool. They come first: what
+    -- keeps it back is another resource only where these are free.
+    local function add_own_places(c, job, names)
+        for _, need in ipairs(parsed(c, job.needs).resources) do
+            if need.kind == 'tool' then
+                local who = quota.owner(c, job.metadata)
+                for _, owner in ipairs({who.agent, who.tenant}) do
+                    names[#names + 1] = 'tool' .. string.match(owner, ':.*') .. ' ' .. need.name
+                end
+            end
+        end
+    end
+
     local function resources_of(c, job)
         if not job.needs then return NOTHING end
         if not job.resources then
             job.resources = {}
-            for i, need in ipairs(parsed(c, job.needs).resources) do
-                job.resources[i] = name_of(c, need, job.metadata)
+            add_own_places(c, job, job.resources)
+            for _, need in ipairs(parsed(c, job.needs).resources) do
+                job.resources[#job.resources + 1] = name_of(c, need, job.metadata)
             end
         end
         return job.resources
     end
+
+    local function is_own_place(resource) return string.find(resource, '^tool:[^ ]+ ') ~= nil end
 
     local function holds(c, job, resource)
         for _, name in ipairs(resources_of(c, job)) do
@@ -111,11 +132,33 @@ do
         return false
     end
 
+    -- The limits in the card of a tool: of all, of a tenant's, of an agent's calls; nil: any number.
+    local function card_limits(c, tool)
+        c.cards_read = c.cards_read or {}
+        if not c.cards_read[tool] then
+            local limits = {}
+            for number in string.gmatch(call('HGET', c.tool_limits, tool) or '', '%d+') do
+                limits[#limits + 1] = number ~= '0' and tonumber(number)
+            end
+            c.cards_read[tool] = limits
+        end
+        return c.cards_read[tool]
+    end
+
+    -- What the card of its tool says: of `tool:tenant agent y` the third number, of `tool:y` the first.
+    local function card_limit(c, resource)
+        local owner, tool = string.match(resource, '^tool:(.-)([^ ]+)$')
+        if not tool then return false end
+        local _, words = string.gsub(owner, ' ', '')
+        return card_limits(c, tool)[1 + words] or false
+    end
+
     local function limit_of(c, resource)
         if string.find(resource, '^lock:') then return EXCLUSIVE end
         c.most = c.most or {}
         if c.most[resource] == nil then
-            c.most[resource] = tonumber(call('HGET', c.resources, resource)) or false
+            local set, card = tonumber(call('HGET', c.resources, resource)), card_limit(c, resource)
+            c.most[resource] = set and card and math.min(set, card) or set or card or false
         end
         return c.most[resource]
     end
@@ -366,11 +409,15 @@ do
     -- A claim passed over a job that is not admitted.
     function admission.passed(c, job)
         if job.barrier[1] ~= 'resource' or c.now - job.ready_ms < PATIENCE_MS or not can_be_owed(c, job)
-            or call('HLEN', c.owed) >= MOST_OWED then return end
+            or is_own_place(job.barrier[2]) or call('HLEN', c.owed) >= MOST_OWED then return end
+        local limited = {}
         for _, resource in ipairs(resources_of(c, job)) do
-            if creditors(c)[resource] then return end
+            if limit_of(c, resource) then
+                if creditors(c)[resource] then return end
+                limited[#limited + 1] = resource
+            end
         end
-        for _, resource in ipairs(resources_of(c, job)) do
+        for _, resource in ipairs(limited) do
             call('HSET', c.owed, resource, job.id .. ' ' .. text(c, job.ready_ms))
             c.creditors[resource] = job
         end
@@ -407,6 +454,23 @@ do
             entries[#entries + 1] = share.name .. '\t' .. member
         end
         variadic('ZADD', c.holders, entries)
+    end
+
+    -- Does a running job need what its record says, and hold it? (All or nothing, so one tells.)
+    function admission.has_taken(c, job, needs, member)
+        local first = resources_of(c, job)[1]
+        return job.needs == needs and (not first or call('ZSCORE', c.holders, first .. '\t' .. member))
+    end
+
+    -- What it needs is other than that: give back what it holds, and take the right ones. Returns whether all
+    -- were free; where not it holds none of them.
+    function admission.exchange(c, job, needs, member)
+        local held, right = {}, {id = job.id, needs = needs, metadata = job.metadata}
+        for i, resource in ipairs(resources_of(c, job)) do held[i] = resource .. '\t' .. member end
+        variadic('ZREM', c.holders, held)
+        if shortage(c, right) then return false end
+        admission.keep(c, right, member)
+        return true
     end
 
     -- The ids of the jobs that are owed something, those that have waited longest first.
@@ -473,8 +537,12 @@ do
         local names, rows = {}, {}
         local limits = call('HGETALL', c.resources)
         for i = 1, #limits, 2 do names[limits[i]] = true end
+        for _, tool in ipairs(call('HKEYS', c.tool_limits)) do
+            if limit_of(c, 'tool:' .. tool) then names['tool:' .. tool] = true end
+        end
         for _, entry in ipairs(call('ZRANGE', c.holders, 0, -1)) do
-            names[string.match(entry, '^(.*)\t')] = true
+            local name = string.match(entry, '^(.*)\t')
+            if limit_of(c, name) or not is_own_place(name) then names[name] = true end
         end
         for name in pairs(creditors(c)) do names[name] = true end
         for name in pairs(names) do

@@ -62,7 +62,8 @@ local function names_of(p, name)
         failures = own .. 'failures:' .. q,    -- list, and the next, a string: see failures.lua
         failed_bytes = own .. 'failed_bytes:' .. q,
         quarantine = own .. 'quarantine:' .. q, -- zset: id -> ms; poison and foreign jobs
-        resources = own .. 'resources:' .. q,  -- hash, and the next three: see admission.lua
+        resources = own .. 'resources:' .. q,  -- hash, and the next four: see admission.lua
+        tool_limits = own .. 'tool_limits:' .. q,
         holders = own .. 'holders:' .. q,
         owed = own .. 'owed:' .. q,
         barred = own .. 'barred:' .. q,

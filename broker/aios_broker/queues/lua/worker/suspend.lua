@@ -1,11 +1,13 @@
 -- suspend.lua: suspend running jobs: snapshot to Redis, back to the run queue, slot freed; and
 -- claim the next ones.
 --
--- ARGV  prefix, module, a ClaimRow, n, n SuspensionRows (reason: suspend | hold | drain | park)
+-- ARGV  prefix, module, a ClaimRow, n, n SuspensionRows (reason: suspend | hold | drain | park |
+-- needs)
 --
 -- suspend: to the tail. drain: to the head, its worker stops and it did not use up its turn.
 -- park: out of the run queue, until a person has decided and it is unparked. It has used its slice up,
 -- and it was not suspended: it begins anew. What an operator wants of it is kept till then.
+-- needs: what it needs is not free (needs.lua). It did nothing, and so it goes back to where it came from.
 -- hold: out of the run queue, until released. What the operator wants by now decides: one that was
 -- told to suspend and is to be held since is held, and one that was released meanwhile is not.
 -- Returns {accepted (0 | 1) per job, leases as claim.lua}. One that a stock tool removed is left alone:
@@ -18,6 +20,17 @@ local function as_wished(c, job)
 end
 
 local KEPT_OUT = {hold = 'held', park = 'parked'} -- the place of what leaves the run queue
+
+-- Behind those of the first that have waited longer: of all that wait for one lock each one comes back once.
+local function put_back(c, queue, id)
+    local function submitted(of) return count(redis.call('HGET', job_key(c, of), 'aios_submitted_ms')) end
+    local since, ids = submitted(id), redis.call('LRANGE', queue, 0, LOOKAHEAD - 1)
+    for _, other in ipairs(ids) do
+        if submitted(other) > since then return redis.call('LINSERT', queue, 'BEFORE', other, id) end
+    end
+    if #ids < LOOKAHEAD then return redis.call('RPUSH', queue, id) end
+    redis.call('LINSERT', queue, 'AFTER', ids[#ids], id)
+end
 
 -- One that is given to another core goes on there; it does not come back to whoever gave it away: the
 -- worker's core, wherever it stood. Returns its queue from now on.
@@ -42,12 +55,15 @@ local function suspend(c, job, own)
     redis.call('ZREM', c.scores, job.id)
     if job.reason ~= 'park' then redis.call('HDEL', c.control, job.id) end
     keep_snapshot(c, job.id, job.snapshot)
+    local ran = job.reason ~= 'needs' and 1 or 0
     redis.call('HSET', key, 'status', place and 'deferred' or 'queued',
-        'worker_name', '', 'aios_ready_ms', c.now, 'aios_slices', count(slices) + 1,
-        'aios_suspensions', count(suspensions) + (job.reason == 'park' and 0 or 1))
+        'worker_name', '', 'aios_ready_ms', c.now, 'aios_slices', count(slices) + ran,
+        'aios_suspensions', count(suspensions) + (job.reason == 'park' and 0 or ran))
     if place then
         redis.call('ZADD', c[place], c.now, job.id)
         redis.call('ZADD', at.deferred, WIP_SCORE, job.id)
+    elseif job.reason == 'needs' then
+        put_back(c, at.queue, job.id)
     else
         redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', at.queue, job.id)
         if job.reason == 'drain' then redis.call('HSET', key, 'aios_ahead', job.attempt) end -- see move.lua
