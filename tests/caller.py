@@ -21,7 +21,7 @@ from aios_broker.contract.job import encode_job
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import ChatResult, Chunk, Reply, decode_wire
-from aios_broker.contract.syscall import Body, Syscall, new_id
+from aios_broker.contract.syscall import Body, Need, Syscall, new_id
 from aios_broker.contract.tokens import digest, new_token
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
@@ -72,11 +72,16 @@ class Caller:
         return ModuleQueue(self.functions, module)
 
     async def submit(
-        self, *bodies: Body, deadline_s: float = 60.0, tenant: str = "default"
+        self,
+        *bodies: Body,
+        deadline_s: float = 60.0,
+        tenant: str = "default",
+        agent: str = "ada",
+        needs: tuple[Need, ...] | None = None,
     ) -> list[str]:
-        """Submit syscalls of one module; return their ids."""
+        """Submit syscalls of one module; return their ids. `needs`: what they say they need."""
         syscalls = [
-            Syscall(new_id(), "ada", body, deadline_s=deadline_s, tenant=tenant) for body in bodies
+            Syscall(new_id(), agent, body, deadline_s=deadline_s, tenant=tenant) for body in bodies
         ]
         await submitted(
             self.queue(syscalls[0].module),
@@ -84,9 +89,9 @@ class Caller:
                 Submission(
                     each.id,
                     encode_job(each),
-                    JobMetadata("ada", each.kind, tenant=tenant),
+                    JobMetadata(agent, each.kind, tenant=tenant),
                     self._client,
-                    each.needs,
+                    each.needs if needs is None else needs,
                     deadline_s,
                 )
                 for each in syscalls

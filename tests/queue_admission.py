@@ -6,6 +6,7 @@ from hypothesis.stateful import invariant, precondition, rule
 
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.syscall import Need
+from aios_broker.queues.admission import Resource
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import Lease
 from tests.queue_model import NEEDS, TOOL, needs_of, owners
@@ -52,7 +53,11 @@ class WhoMayRun(ClientsAndWorkers):
             return
         known = self.known[lease.job_id]
         before = needs_of(lease.job_id) if known.corrected is None else known.corrected
-        has_it = before == needs and (not known.turned_away or not needs)
+        has_it = (
+            before == needs
+            and (not known.turned_away or not needs)
+            and self.is_none_above_its_limit(self.held_by(lease.job_id))
+        )
         known.corrected = needs
         known.turned_away = False if has_it else not self.has_room_for(lease.job_id)
         assert self.do(step) == (not known.turned_away)
@@ -61,6 +66,10 @@ class WhoMayRun(ClientsAndWorkers):
             assert self.do(self.queue.take_needs(lease, needs)) == (not known.turned_away)
         if known.turned_away and not dies:
             self.leaves(lease, "needs", (0, 0, 0), answer_is_lost=answer_is_lost, held=True)
+
+    def is_none_above_its_limit(self, resources: frozenset[Resource]) -> bool:
+        limits = ((self.holders(each), self.premises.limit(each)) for each in resources)
+        return all(limit is None or held <= limit for held, limit in limits)
 
     def has_room_for(self, job_id: str) -> bool:
         return all(

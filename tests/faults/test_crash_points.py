@@ -56,6 +56,7 @@ ORDERING_STEPS = ("follow", "look", "reorder")  # what it sends under a policy t
 RARE_STEPS = {"exchange", "spill", "mend", "unlist", "vouch"}
 CLIENT_STEPS = {
     *("submit", "attach", "cancel", "hold", "release", "unpark", "nice", "quota", "stop", "retry"),
+    "needs",  # between a claim and the run: it changes what its lease holds, and no more
     "responses",  # the API's records: the call that they are of goes on without it
 }
 

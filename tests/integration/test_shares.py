@@ -77,7 +77,9 @@ async def test_why_it_waits_is_told(storage: QueueUser) -> None:
     [job] = await submit(storage, "mallory", "m0")
     barrier = await Admission(storage.functions).barrier("storage", job)
     share = Resource("place", "", "mallory", "m0")
-    assert barrier == Shortage(share, OF_AGENT, OF_AGENT, owed_to=None)
+    assert isinstance(barrier, Shortage)
+    assert barrier == Shortage(share, OF_AGENT, OF_AGENT, None, barrier.held_by)
+    assert len(barrier.held_by) == OF_AGENT
     assert share.words == "one of the places that agent 'm0' may have at once"
     assert Resource.parse("model:acme").words.endswith(
         "where calls of tenant 'acme' wait for models"

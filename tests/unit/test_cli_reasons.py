@@ -164,12 +164,21 @@ def test_an_ended_one_tells_its_error_and_its_times() -> None:
 
 
 def test_a_resource_says_who_holds_it_and_whom_it_is_owed_to() -> None:
-    shortage = Shortage(Resource.lock("report", "acme"), holders=1, limit=1, owed_to="a" * 32)
+    lock = Resource.lock("report", "acme")
+    shortage = Shortage(lock, holders=1, limit=1, owed_to="a" * 32, held_by=("b" * 32,))
     found = explain(WAITING[0], replace(BUSY, barrier=shortage))
     assert found.rule == "resource"
-    assert "lock 'report' of tenant 'acme': 1 of 1 place taken" in found.text
+    assert "lock 'report' of tenant 'acme': 1 of 1 place taken by bbbbbbbb" in found.text
     assert "owed to aaaaaaaa" in found.text
     assert (found.numbers["resource"], found.numbers["held"]) == ("lock:acme report", 1)
+
+
+def test_who_has_what_it_waits_for_is_named_as_far_as_it_helps() -> None:
+    tool = Resource.tool("org/search", agent="ada")
+    shortage = Shortage(tool, 6, 6, None, tuple(each * 32 for each in "abcdef"))
+    found = explain(WAITING[0], replace(BUSY, barrier=shortage))
+    assert "tool 'org/search' that agent 'ada' may have at once" in found.text
+    assert "aaaaaaaa, bbbbbbbb, cccccccc, dddddddd and 2 more" in found.text
 
 
 def test_a_tool_without_places_is_waited_for_in_vain() -> None:

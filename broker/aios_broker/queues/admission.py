@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -45,7 +45,7 @@ class Resource:
 
     @classmethod
     def tool(cls, name: str, *, agent: str = "", tenant: str = "") -> Resource:
-        """Return a tool, everybody's; or what one tenant, or one agent of it, may have of its places.
+        """Return a tool, everybody's; or the places that a tenant or an agent may have at it.
 
         Raises:
             InvalidSyscall: no tool can have that name.
@@ -133,6 +133,7 @@ class Shortage:
     holders: int
     limit: int
     owed_to: str | None  # another syscall, that gets the next place
+    held_by: tuple[str, ...] = ()  # ids of the syscalls that run with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,9 +231,10 @@ class Admission(Steps):
         match await self._call("barrier", module, [job_id]):
             case []:
                 return None
-            case [b"resource", name, holders, limit, owed_to]:
+            case [b"resource", name, holders, limit, owed_to, *held_by]:
                 resource = Resource.parse(name.decode())
-                return Shortage(resource, holders, limit, owed_to.decode() or None)
+                owed = owed_to.decode() or None
+                return Shortage(resource, holders, limit, owed, _ids_of(held_by))
             case [b"program", name, ms]:
                 return NotAdmitted(Subject.parse(name.decode()), ms / 1000)
             case [b"rate", core, what, used, most, ms]:
@@ -246,11 +248,15 @@ class Admission(Steps):
         return self.keys.own(f"resources:{module}")
 
 
+def _ids_of(members: Iterable[bytes]) -> tuple[str, ...]:
+    return tuple(member.decode().rpartition(":")[0] for member in members)
+
+
 def _row(row: Answer) -> ResourceRow:
     name, limit, owed_to, *holders = row
     return ResourceRow(
         Resource.parse(name.decode()),
         None if limit < 0 else limit,
-        tuple(member.decode().rpartition(":")[0] for member in holders),
+        _ids_of(holders),
         owed_to.decode() or None,
     )

@@ -31,6 +31,7 @@ from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import Chunk, Part, encode
 from aios_broker.contract.syscall import Need, Syscall, checked_needs
 from aios_broker.contract.tokens import digest
+from aios_broker.contract.tools import ToolCard
 from aios_broker.queues.functions import ModuleSteps
 from aios_broker.queues.no_core import unknown_core, unserved_core
 from aios_broker.queues.quota import refused
@@ -65,6 +66,7 @@ from aios_broker.queues.rows import (
     WorkerRow,
 )
 from aios_broker.queues.tokens import token_refused
+from aios_broker.queues.tool_cards import limits_of
 from aios_broker.redis.connection import Answer, Argument, Connection
 
 logger = logging.getLogger(__name__)
@@ -200,10 +202,17 @@ class ModuleQueue(ModuleSteps):
             assert not isinstance(refusal, Differs)
             raise refusal
 
-    async def take_needs(self, lease: Lease, needs: Iterable[Need]) -> bool:
+    async def take_needs(
+        self, lease: Lease, needs: Iterable[Need], card: ToolCard | None = None
+    ) -> bool:
         """Say what a job needs as its worker knows it, and take that for its lease.
 
         What its caller said of it is over with that. Saying it again changes nothing.
+
+        Args:
+            lease: Its lease.
+            needs: All of them.
+            card: Of the tool that it calls; its limits are in force from here on.
 
         Returns:
             False: not all is free, and it holds nothing: it may not run. It comes back when all is
@@ -214,7 +223,8 @@ class ModuleQueue(ModuleSteps):
             KernelError: the lease is gone.
         """
         text = " ".join(map(str, checked_needs(needs)))
-        taken = await self._call("needs", NeedsRow(lease.job_id, lease.attempt, text))
+        tool, limits = ("", "") if card is None else (card.name, limits_of(card))
+        taken = await self._call("needs", NeedsRow(lease.job_id, lease.attempt, text, tool, limits))
         if taken < 0:
             raise KernelError(f"the lease of job {lease.job_id} is gone: another worker answers it")
         return bool(taken)

@@ -55,6 +55,8 @@ class NeedsRow(NamedTuple):
     id: str
     attempt: int
     needs: str
+    tool: str  # whose card its worker has; empty: none
+    limits: str  # of that card
 
 
 class EndingRow(NamedTuple):

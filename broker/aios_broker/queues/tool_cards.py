@@ -35,12 +35,10 @@ class ToolCards:
 
     async def show(self, card: ToolCard) -> None:
         """Write a card; its limits count from the next claim on."""
-        most = card.parallel
-        if most == ParallelLimits():
+        if card.parallel == ParallelLimits():
             await self._connection.execute("HDEL", self._limits, card.name)
         else:
-            limits = f"{most.tool} {most.tenant} {most.agent}"
-            await self._connection.execute("HSET", self._limits, card.name, limits)
+            await self._connection.execute("HSET", self._limits, card.name, limits_of(card))
         await self._connection.execute("HSET", self._key, card.name, msgspec.json.encode(card))
 
     async def keep(self, source: str, names: Collection[str]) -> None:
@@ -54,6 +52,12 @@ class ToolCards:
         if listed:
             await self._connection.execute("HDEL", self._limits, *listed)
             await self._connection.execute("HDEL", self._key, *listed)
+
+
+def limits_of(card: ToolCard) -> str:
+    """Return its limits as admission.lua reads them."""
+    most = card.parallel
+    return f"{most.tool} {most.tenant} {most.agent}"
 
 
 def _is_gone(card: ToolCard, source: str, names: Collection[str]) -> bool:

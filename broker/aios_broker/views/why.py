@@ -24,6 +24,7 @@ from aios_broker.queues.quota import BUDGET_WINDOWS, Barrier
 from aios_broker.queues.records import CoreView, JobView, PolicyRow, Uncut
 from aios_broker.views.words import plural, seconds, short_id
 
+HOLDERS_NAMED = 4  # of who has what it waits for
 JOBS_LIMIT = 1000  # of its module; who runs, and the head of those that wait
 
 Rule = Literal[
@@ -299,6 +300,10 @@ def _barred(_job: JobView, around: Surroundings) -> Explanation | None:
 def _short_of(shortage: Shortage) -> Explanation:
     what, owed_to = shortage.resource.words, shortage.owed_to
     text = f"It waits for {what}: {shortage.holders} of {plural(shortage.limit, 'place')} taken"
+    if shortage.held_by:
+        named = ", ".join(map(short_id, shortage.held_by[:HOLDERS_NAMED]))
+        more = len(shortage.held_by) - HOLDERS_NAMED
+        text += f" by {named}" + (f" and {more} more" if more > 0 else "")
     if owed_to is not None:
         text += f", and the next place is owed to {short_id(owed_to)}, which has waited longer"
     return Explanation(
@@ -308,6 +313,7 @@ def _short_of(shortage: Shortage) -> Explanation:
             "resource": str(shortage.resource),
             "limit": shortage.limit,
             "held": shortage.holders,
+            "held_by": " ".join(shortage.held_by[:HOLDERS_NAMED]) or None,
             "owed_to": owed_to,
         },
         "it goes on when one of them ends or is suspended" if shortage.limit else "raise its limit",

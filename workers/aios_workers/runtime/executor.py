@@ -40,7 +40,7 @@ T = TypeVar("T")
 StopReason = Literal["lost", "stopped", "drain"]
 # lost: the lease is gone, write nothing. stopped: a tool wants it to end, its caller hears so.
 # drain: this worker leaves and can wait no longer, another one starts it again.
-SuspendReason = Literal["suspend", "hold", "drain"]
+SuspendReason = Literal["suspend", "hold", "drain", "needs"]  # needs: see needs.lua
 
 
 class Done(Struct, frozen=True):

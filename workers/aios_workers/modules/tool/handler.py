@@ -1,6 +1,7 @@
 """The tool module: runs tools, tells which there are, and echoes."""
 
 import asyncio
+from collections.abc import Mapping
 
 from aios_broker.contract.errors import ToolUnavailable, UnknownModule, UnknownTool, WorkerLost
 from aios_broker.contract.reply import EchoResult, Result
@@ -15,12 +16,14 @@ from aios_broker.contract.tools import (
 )
 from aios_broker.retry import patiently
 from aios_workers.modules.tool.arguments import ArgumentChecker
+from aios_workers.modules.tool.needs import needs_of
 from aios_workers.modules.tool.opening import Tools
 from aios_workers.modules.tool.running import ToolCall, ToolProgram
 from aios_workers.modules.tool.tool_process import ToolChanged
-from aios_workers.runtime.executor import Done, Outcome, Run
+from aios_workers.runtime.executor import Done, Outcome, Run, Suspended
 from aios_workers.runtime.kernel import Kernel
 
+ASK_AGAIN_S = 0.25  # for what is not free, under a stock RQ worker
 CHANGES = 3  # how often a tool may change while it is being started
 
 
@@ -98,7 +101,8 @@ class ToolHandler:
                 return parked
         call = ToolCall(syscall.id, syscall.owner, arguments)
         try:
-            return Done(await self._ran(run, call, program, body))
+            ran = await self._ran(run, call, program, body)
+            return Suspended(None, "needs") if ran is None else Done(ran)
         except asyncio.CancelledError:
             if run.stopping == "drain" and not program.card.idempotent:
                 raise _lost(program) from None  # nobody may run it again
@@ -106,11 +110,13 @@ class ToolHandler:
 
     async def _ran(
         self, run: Run, call: ToolCall, program: ToolProgram, body: ToolRun
-    ) -> ToolResult:
-        """Run a call; of a tool that changes just now, what it is then."""
+    ) -> ToolResult | None:
+        """Run a call; of a tool that changes just now, what it is then. None: it has to wait."""
         stream = self._kernel.streams.open(run.lease, call.id)
         write = stream.write if run.lease.wants_chunks else _unheard
         for _ in range(CHANGES):
+            if not await self._has_its_needs(run, program.card, call.arguments):
+                return None
             try:
                 result = await self._runner.run(program, call, write)
                 await stream.flush()
@@ -124,6 +130,22 @@ class ToolHandler:
             f"{body.tool} changes again and again while it is started",
             remedy="wait until it is written",
         )
+
+    async def _has_its_needs(
+        self, run: Run, card: ToolCard, arguments: Mapping[str, object]
+    ) -> bool:
+        """Take the place at the tool and the locks that its caller could not know of.
+
+        False: they are not free, and it goes back to where it waits for them. Under a stock RQ
+        worker it cannot go back: it waits here.
+        """
+        needs = needs_of(card, arguments)
+        queue = self._kernel.queue
+        while not await patiently(lambda: queue.take_needs(run.lease, needs, card)):
+            if self._kernel.may_leave:
+                return False
+            await asyncio.sleep(ASK_AGAIN_S)
+        return True
 
     async def close(self) -> None:
         """Nothing of its own to free: the tools are the worker's."""

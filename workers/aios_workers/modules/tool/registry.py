@@ -42,6 +42,7 @@ from aios_broker.tool_catalogue import (
 )
 from aios_workers.modules.tool.arguments import compiled
 from aios_workers.modules.tool.environments import ToolEnvironments
+from aios_workers.modules.tool.needs import check_locks
 from aios_workers.modules.tool.running import Sandbox, ToolProgram
 from aios_workers.modules.tool.tool_process import first_event, kill, launch_of, started
 
@@ -223,6 +224,7 @@ class ToolRegistry:
                 said = await self._said(program)
         parameters = said["parameters"] if parameters is None else parameters
         compiled(parameters)
+        check_locks(settings.locks, parameters)
         content = tuple((str(path), str(digest)) for path, digest in said["content"])
         card = self._card(name, settings, parameters, said["doc"])
         version = _version(program, card, content, environment.installed)

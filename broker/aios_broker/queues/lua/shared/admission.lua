@@ -456,10 +456,23 @@ do
         variadic('ZADD', c.holders, entries)
     end
 
-    -- Does a running job need what its record says, and hold it? (All or nothing, so one tells.)
+    -- The limits of a tool as its card has them: `tool tenant agent`, 0: none.
+    function admission.follow_card(c, tool, limits)
+        if (call('HGET', c.tool_limits, tool) or '0 0 0') == limits then return end
+        if limits == '0 0 0' then call('HDEL', c.tool_limits, tool) else call('HSET', c.tool_limits, tool, limits) end
+    end
+
+    -- Does a running job need what its record says, and hold it, and are they no more than may? (It holds
+    -- all or nothing, so one tells. More hold a tool where its limit was not known when they were lent.)
     function admission.has_taken(c, job, needs, member)
-        local first = resources_of(c, job)[1]
-        return job.needs == needs and (not first or call('ZSCORE', c.holders, first .. '\t' .. member))
+        if job.needs ~= needs then return false end
+        local resources = resources_of(c, job)
+        if resources[1] and not call('ZSCORE', c.holders, resources[1] .. '\t' .. member) then return false end
+        for _, resource in ipairs(resources) do
+            local limit = limit_of(c, resource)
+            if limit and holders(c, resource, limit + 1) > limit then return false end
+        end
+        return true
     end
 
     -- What it needs is other than that: give back what it holds, and take the right ones. Returns whether all
@@ -468,6 +481,7 @@ do
         local held, right = {}, {id = job.id, needs = needs, metadata = job.metadata}
         for i, resource in ipairs(resources_of(c, job)) do held[i] = resource .. '\t' .. member end
         variadic('ZREM', c.holders, held)
+        c.held_by = nil
         if shortage(c, right) then return false end
         admission.keep(c, right, member)
         return true
@@ -521,12 +535,16 @@ do
     -- ARGV  prefix, module, id
     -- Returns what keeps a waiting job from running, cores aside: {'quota', limit, subject, used, limit's
     -- value, ms until it may, -1: unknown}, {'program', program, ms}, {'rate', core, what, used, limit, ms
-    -- until it may}, {'resource', name, holders, limit, id that the next place is owed to}; nothing:
-    -- nothing does.
+    -- until it may}, {'resource', name, holders, limit, id that the next place is owed to, id:attempt of
+    -- each holder}; nothing: nothing does.
     register('barrier', function(c)
         c.only_reads = true
         local job = admission.read_waiting(c, take(c))
-        return job and barrier(c, job) or {}
+        local found = job and barrier(c, job) or {}
+        if found[1] == 'resource' then
+            for _, member in ipairs(living(c, found[2])) do found[#found + 1] = member end
+        end
+        return found
     end, {'no-writes'})
 
     -- ARGV  prefix, module
@@ -547,8 +565,10 @@ do
         for name in pairs(creditors(c)) do names[name] = true end
         for name in pairs(names) do
             local creditor = creditors(c)[name]
-            rows[#rows + 1] = {name, limit_of(c, name) or -1, creditor and creditor.id or '',
-                unpack(living(c, name))}
+            local limit, alive = limit_of(c, name), living(c, name)
+            if limit or creditor or alive[1] then
+                rows[#rows + 1] = {name, limit or -1, creditor and creditor.id or '', unpack(alive)}
+            end
         end
         return rows
     end, {'no-writes'})
