@@ -35,7 +35,7 @@ TOOL_MUTANTS = (
         FOLDER + "arguments.py",
         "            offline=True,\n",
         "",
-        ARGUMENTS_TEST + "::test_a_schema_that_is_none_is_refused_and_nothing_is_fetched",
+        ARGUMENTS_TEST + "::test_a_schema_reads_no_file_of_the_machine",
     ),
     Mutant(
         "tool module: arguments are bounded at the first border",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -203,6 +204,13 @@ def same(taken: object, given_: object) -> bool:
 def test_a_schema_that_is_none_is_refused_and_nothing_is_fetched(schema: dict[str, Any]) -> None:
     with pytest.raises(ToolUnavailable, match="2020-12"):
         compiled(schema)
+
+
+def test_a_schema_reads_no_file_of_the_machine(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text('{"type": "object"}')
+    with pytest.raises(ToolUnavailable, match="2020-12"):
+        compiled({"$ref": other.as_uri()})
 
 
 def deep(levels: int) -> dict[str, Any]:
