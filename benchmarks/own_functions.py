@@ -46,7 +46,7 @@ LIMIT_S = 1_800.0
 
 def main(arguments: Sequence[str]) -> None:
     """Measure both, and print what it took."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args(arguments)
