@@ -23,6 +23,7 @@ from aios_broker.config import (
 )
 from aios_broker.contract.cores import Core, LlamaSettings, SGLangSettings, SimulatedSettings
 from aios_broker.contract.errors import InvalidConfig
+from aios_broker.contract.tools import SandboxKind
 from aios_broker.postgres.database import check_database_url
 from aios_broker.redis.connection import parse_url
 from aios_broker.tool_catalogue import tools_path
@@ -58,6 +59,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     approval_webhook: str | None = None  # an address that is told what waits for a person
     approval_webhook_secret: str = ""  # what its requests are signed with: 16 characters or more
     approval_webhook_private: bool = False  # it may lie in a private network
+    tool_sandbox: SandboxKind = "bubblewrap"  # none: tools see what the worker's user sees
     tool_slots: Annotated[int, Meta(ge=1, le=10_000)] = 64  # syscalls at once
     # Of one agent in storage, all versions counted; its own limit, where it has one, goes before.
     storage_max_bytes: Annotated[int, Meta(ge=0)] = 1024 * 1024 * 1024

@@ -21,7 +21,8 @@ from aios_workers.modules.tool.cards import CardPublisher
 from aios_workers.modules.tool.environments import ToolEnvironments
 from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.registry import ToolRegistry
-from aios_workers.modules.tool.running import NoSandbox, Sandbox, ToolRunner
+from aios_workers.modules.tool.running import Sandbox, ToolRunner
+from aios_workers.modules.tool.sandbox.bubblewrap import chosen_sandbox
 
 WORK = "aios-tools-"  # what the folders begin with in which tools of a worker work
 LOCK = "lock"  # held for as long as the worker lives
@@ -52,7 +53,12 @@ async def open_tools(
     """
     folder = stack.enter_context(work_folder())
     registry = open_registry(
-        config.tools_path, config.state_dir, environ, folder, source=config.tools_source
+        config.tools_path,
+        config.state_dir,
+        environ,
+        folder,
+        source=config.tools_source,
+        sandbox=chosen_sandbox(config.tool_sandbox, (config.state_dir,)),
     )
     stack.push_async_callback(registry.close)
     runner = ToolProcesses(folder / "calls", registry.sandbox, told_of(environ))
@@ -68,25 +74,32 @@ async def open_tools(
 
 
 def open_registry(
-    path: Path, state_dir: Path, environ: Mapping[str, str], folder: Path, *, source: str = ""
+    path: Path,
+    state_dir: Path,
+    environ: Mapping[str, str],
+    folder: Path,
+    *,
+    source: str = "",
+    sandbox: Sandbox | None = None,
 ) -> ToolRegistry:
     """Return the registry of the tools that a file describes; it works below a folder.
 
-    What they depend on is kept in the state directory. `source`: who describes them.
+    Args:
+        path: The file.
+        state_dir: Where what they depend on is kept; they do not see it.
+        environ: Of this process; they are told next to nothing of it.
+        folder: Where they are loaded.
+        source: Who describes them.
+        sandbox: What they are kept in by; None: what this machine has.
     """
     return ToolRegistry(
         path,
         folder / "loading",
-        chosen_sandbox(),
+        sandbox or chosen_sandbox("bubblewrap", (state_dir,)),
         told_of(environ),
         ToolEnvironments(state_dir.absolute() / "tool-environments", environ),
         source=source,
     )
-
-
-def chosen_sandbox() -> Sandbox:
-    """Return what tools are kept in by on this machine."""
-    return NoSandbox()
 
 
 def told_of(environ: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -34,6 +34,9 @@ KEPT = 16  # processes that do nothing and are kept for the next call
 IDLE_S = 60.0
 MOST_FILES = 1_000  # that a result tells
 MOST_CONTENT_BYTES = 1024 * 1024  # of all files, in a result
+MOST_MADE = 20_000  # files and folders of a call, small and large
+BLOCK_BYTES = 512  # of which the file system tells a file's size on the disk
+LOOK_S = 0.25  # between two looks at what a call that runs has written
 MOST_TOLD = 4_000  # characters of what a tool raised
 SHARES = Shares(places=32, of_tenant=24, of_agent=12)  # calls at once
 
@@ -85,7 +88,7 @@ class ToolProcesses:
             try:
                 return await self._run(kept.process, workspace, call, heard)
             finally:
-                await _removed(workspace)
+                await _emptied(workspace)
 
     async def _run(
         self, process: ToolProcess, workspace: Path, call: ToolCall, heard: Callable[[str], None]
@@ -103,8 +106,15 @@ class ToolProcesses:
             "limits": msgspec.structs.asdict(card.limits),
             "workspace": str(workspace),
         }
-        ending = await process.run(request, printed)
+        watch = asyncio.create_task(self._watch(process, workspace, call.id))
+        try:
+            ending = await process.run(request, printed)
+        finally:
+            watch.cancel()
         output = "".join(parts)
+        most_bytes = card.limits.file_bytes
+        if await asyncio.to_thread(is_too_large, workspace, most_bytes):
+            raise _beyond("file_bytes", process.program)
         value = _value_of(ending, process.program, output)
         files = await asyncio.to_thread(made_files, workspace)
         return ToolResult(
@@ -122,6 +132,15 @@ class ToolProcesses:
                 warnings=self._sandbox.warnings,
             ),
         )
+
+    async def _watch(self, process: ToolProcess, workspace: Path, call_id: str) -> None:
+        """End a call whose files become too much; return when it was told to end."""
+        most_bytes = process.program.card.limits.file_bytes
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if await asyncio.to_thread(is_too_large, workspace, most_bytes):
+                await process.stop(call_id)
+                return
 
     async def _process(self, program: ToolProgram, owner: Owner) -> _Kept:
         """Return a process of a tool that runs for this agent; start it where there is none."""
@@ -231,43 +250,60 @@ def _beyond(limit: str, program: ToolProgram) -> KernelError:
 
 
 def made_files(workspace: Path) -> tuple[MadeFile, ...]:
-    """Return the files of a workspace, small ones with their content; links are none."""
+    """Return the files of a workspace, small ones with their content; links are none.
+
+    Others of the agent's calls may change it meanwhile: each step goes from a folder that is open.
+    """
     found: list[MadeFile] = []
     left = MOST_CONTENT_BYTES
-    for path, size in _files_below(workspace):
-        if len(found) == MOST_FILES:
-            break
-        content = b""
-        if size <= left:
-            content = _read(path, size)
+    for parent, folders, names, opened in os.fwalk(workspace):
+        folders.sort()
+        for name in sorted(names):
+            if len(found) == MOST_FILES:
+                return tuple(found)
+            size = _size_of(name, opened)
+            if size is None:
+                continue
+            content = _read(name, opened, size) if size <= left else b""
             left -= len(content)
-        name = path.relative_to(workspace).as_posix()
-        if not name.isprintable() or not _is_text(name):
-            name = ascii(name)
-        found.append(MadeFile(name, size, base64.b64encode(content).decode()))
+            path = Path(parent, name).relative_to(workspace).as_posix()
+            if not path.isprintable() or not _is_text(path):
+                path = ascii(path)
+            found.append(MadeFile(path, size, base64.b64encode(content).decode()))
     return tuple(found)
 
 
-def _files_below(folder: Path) -> Iterator[tuple[Path, int]]:
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(parent, name)
-            try:
-                found = path.lstat()
-            except OSError:
-                continue
-            if stat.S_ISREG(found.st_mode):
-                yield path, found.st_size
-
-
-def _read(path: Path, size: int) -> bytes:
+def _size_of(name: str, folder: int) -> int | None:
+    """Return the bytes of a file; None: it is none."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _read(name: str, folder: int, size: int) -> bytes:
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except OSError:
         return b""
     with os.fdopen(file, "rb") as opened:
         return opened.read(size)
+
+
+def is_too_large(workspace: Path, most_bytes: int) -> bool:
+    """Whether the files of a workspace take more than they may, or are too many."""
+    seen = size = 0
+    for _, _, names, opened in os.fwalk(workspace):
+        seen += 1
+        for name in names:
+            seen += 1
+            with contextlib.suppress(OSError):
+                found = os.stat(name, dir_fd=opened, follow_symlinks=False)
+                size += found.st_blocks * BLOCK_BYTES
+        if seen > MOST_MADE or size > most_bytes:
+            return True
+    return False
 
 
 def _is_text(name: str) -> bool:
@@ -278,11 +314,17 @@ def _is_text(name: str) -> bool:
     return True
 
 
-async def _removed(folder: Path) -> None:
+async def _emptied(workspace: Path) -> None:
+    """Remove the workspace of a call; what resists goes with the folder of its process."""
     try:
-        folder.rmdir()  # noqa: ASYNC240  most calls leave nothing: microseconds
+        workspace.rmdir()  # noqa: ASYNC240  most calls leave nothing: microseconds
     except OSError:
-        await asyncio.to_thread(_remove, folder)
+        await asyncio.to_thread(shutil.rmtree, workspace, ignore_errors=True)
+
+
+async def _removed(folder: Path) -> None:
+    """Remove the folder of a process that has ended."""
+    await asyncio.to_thread(_remove, folder)
 
 
 def _remove(folder: Path) -> None:

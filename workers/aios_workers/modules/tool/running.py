@@ -60,6 +60,7 @@ class Launch:
     environ: Mapping[str, str]  # all of it: nothing is inherited
     workspace: Path  # its working directory, the one place where it may write
     readable: tuple[Path, ...] = ()  # what it has to read beside the system
+    descriptors: tuple[int, ...] = ()  # that it is given; closed here once it has started
 
 
 class Sandbox(Protocol):
@@ -104,6 +105,7 @@ class ToolRunner(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class NoSandbox:
     """Processes of their own with nothing around them but limits."""
 

@@ -109,6 +109,11 @@ class ToolProcess:
             self.calls += 1
             self.used_s = asyncio.get_running_loop().time()
 
+    async def stop(self, call_id: str) -> None:
+        """Have a call end: its ending comes to who runs it."""
+        with contextlib.suppress(ConnectionError):
+            await self._send({"kill": call_id})
+
     async def _killed(self, call_id: str, heard: _Heard) -> None:
         try:
             async with asyncio.timeout(LEAVE_LIMIT_S):
@@ -184,11 +189,15 @@ async def started(launch: Launch) -> asyncio.subprocess.Process:
             env=dict(launch.environ),
             cwd=launch.workspace,
             start_new_session=True,
+            pass_fds=launch.descriptors,
         )
     except OSError as error:
         raise ToolUnavailable(
             f"its process cannot be started: {error}", remedy="see that its Python is there"
         ) from error
+    finally:
+        for each in launch.descriptors:
+            os.close(each)
 
 
 async def ended(process: asyncio.subprocess.Process) -> None:
