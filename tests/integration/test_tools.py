@@ -22,12 +22,15 @@ from aios_broker.contract.errors import (
     WorkerLost,
 )
 from aios_broker.contract.tools import ToolCard, ToolCards, ToolList, ToolResult, ToolRun, ToolShow
+from aios_workers.modules.tool.sandbox.bubblewrap import chosen_sandbox
 from tests.caller import Caller, WorkerProcess
 from tests.scheduler_scene import scheduler
 from tests.tool_scene import ToolScene, answer, value
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
+# Processes that show a tool's name: its own, and in a sandbox bubblewrap, outside and inside.
+SERVERS = 3 if chosen_sandbox("bubblewrap").kind == "bubblewrap" else 1
 LOST_SOON_S = 1.0  # of a lease
 
 
@@ -45,6 +48,13 @@ async def caller(redis_url: str) -> AsyncIterator[Caller]:
 @pytest.fixture
 async def tools(scene: ToolScene, caller: Caller) -> AsyncIterator[ToolScene]:
     async with scene.worker(caller.url):
+        yield scene
+
+
+@pytest.fixture
+async def open_tools(scene: ToolScene, caller: Caller) -> AsyncIterator[ToolScene]:
+    """Without a sandbox: what tools do outside is seen, by the numbers that this machine gives."""
+    async with scene.worker(caller.url, tool_sandbox="none"):
         yield scene
 
 
@@ -129,6 +139,9 @@ async def test_nothing_is_left_in_memory_for_the_next_call(
         ("memory", ToolLimit, "memory_bytes"),
         ("value", ToolLimit, "value_bytes"),
         ("file", ToolLimit, "file_bytes"),
+        ("files", ToolLimit, "file_bytes"),
+        ("fork", ToolLimit, "processes"),
+        ("bomb", ToolLimit, "processes"),
         ("nan", ToolFailed, "no JSON"),
         ("object", ToolFailed, "no JSON"),
         ("circle", ToolFailed, "no JSON"),
@@ -166,9 +179,11 @@ async def test_what_a_tool_prints_is_cut_and_made_text(tools: ToolScene, caller:
 
 
 async def test_what_a_tool_leaves_running_is_ended(tools: ToolScene, caller: Caller) -> None:
-    assert await value(caller, "bomb", kind="daemon") == "forked"
     # The one that forks calls is left, and nothing below it, when all tools have been described.
-    await wait_until_async(lambda: len(processes()) == 1)
+    assert await value(caller, "bomb", kind="fine") == "fine"
+    await wait_until_async(lambda: len(processes()) == SERVERS)
+    assert await value(caller, "bomb", kind="daemon") == "forked"
+    await wait_until_async(lambda: len(processes()) == SERVERS)
 
 
 async def test_no_process_and_no_file_is_left_when_the_worker_leaves(
@@ -185,12 +200,12 @@ async def test_no_process_and_no_file_is_left_when_the_worker_leaves(
 
 
 async def test_a_cancelled_call_ends_with_all_that_it_began(
-    tools: ToolScene, caller: Caller
+    open_tools: ToolScene, caller: Caller
 ) -> None:
-    body = ToolRun("me/slow", {"path": str(tools.told), "seconds": 600})
+    body = ToolRun("me/slow", {"path": str(open_tools.told), "seconds": 600})
     [syscall_id] = await caller.submit(body)
-    await wait_until_async(lambda: len(tools.lines()) == 1)
-    pid = int(tools.lines()[0].split()[1])
+    await wait_until_async(lambda: len(open_tools.lines()) == 1)
+    pid = int(open_tools.lines()[0].split()[1])
 
     error = KernelError("enough")
     await caller.control.cancel([syscall_id], error, module="tool")
@@ -309,6 +324,7 @@ def worker_process(scene: ToolScene, url: str) -> WorkerProcess:
         "tool",
         aios_tools=scene.file,
         aios_state_dir=scene.folder / "state",
+        aios_tool_sandbox="none",
         aios_worker_lease_s=LOST_SOON_S,
     )
 
@@ -326,7 +342,7 @@ async def test_only_an_idempotent_tool_runs_again_when_its_worker_has_died(
         await worker.left()
     await wait_until_async(lambda: not Path(f"/proc/{pid}").exists())  # it ended with its worker
 
-    async with scheduler(caller.url), scene.worker(caller.url):
+    async with scheduler(caller.url), scene.worker(caller.url, tool_sandbox="none"):
         reply = await caller.hear(syscall_id)
 
     if name == "slow_again":
@@ -336,3 +352,18 @@ async def test_only_an_idempotent_tool_runs_again_when_its_worker_has_died(
         with pytest.raises(WorkerLost, match="not declared idempotent"):
             reply.unwrap()
         assert len(scene.lines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+async def test_a_hundred_bombs_leave_the_worker_as_it_was(tools: ToolScene, caller: Caller) -> None:
+    kinds = ("exit segfault hang spin memory value file files fork bomb print daemon close").split()
+    mounts = len(Path("/proc/self/mounts").read_text().splitlines())
+    for number in range(100):
+        kind = kinds[number % len(kinds)]
+        [syscall_id] = await caller.submit(ToolRun("me/bomb", {"kind": kind}))
+        reply = await caller.hear(syscall_id)
+        assert reply.error is None or reply.error.code.startswith("tool-"), reply
+        assert await value(caller, "bomb", kind="fine") == "fine"
+    await wait_until_async(lambda: len(processes()) == SERVERS)
+    assert len(Path("/proc/self/mounts").read_text().splitlines()) == mounts

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
 
+from aios_broker.contract.errors import InvalidConfig
+from aios_broker.contract.tools import SandboxKind
 from aios_broker.postgres.store import Store
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.tool_cards import ToolCards
@@ -95,11 +97,28 @@ def open_registry(
     return ToolRegistry(
         path,
         folder / "loading",
-        sandbox or chosen_sandbox("bubblewrap", (state_dir,)),
+        sandbox or chosen_sandbox(sandbox_kind(environ), (state_dir,)),
         told_of(environ),
         ToolEnvironments(state_dir.absolute() / "tool-environments", environ),
         source=source,
     )
+
+
+def sandbox_kind(environ: Mapping[str, str]) -> SandboxKind:
+    """Return what tools are to be kept in by, as an environment says.
+
+    Raises:
+        InvalidConfig: It names what there is not.
+    """
+    match environ.get("AIOS_TOOL_SANDBOX", "bubblewrap"):
+        case "bubblewrap" | "none" as kind:
+            return kind
+        case other:
+            raise InvalidConfig(
+                f"there is no sandbox {other!r}",
+                field="AIOS_TOOL_SANDBOX",
+                remedy="use bubblewrap or none",
+            )
 
 
 def told_of(environ: Mapping[str, str]) -> dict[str, str]:

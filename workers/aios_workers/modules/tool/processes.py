@@ -134,10 +134,13 @@ class ToolProcesses:
         )
 
     async def _watch(self, process: ToolProcess, workspace: Path, call_id: str) -> None:
-        """End a call whose files become too much; return when it was told to end."""
+        """End a call whose files or processes become too many; return when that is told."""
         most_bytes = process.program.card.limits.file_bytes
         while True:
             await asyncio.sleep(LOOK_S)
+            if await asyncio.to_thread(process.is_too_many):
+                process.end("processes")
+                return
             if await asyncio.to_thread(is_too_large, workspace, most_bytes):
                 await process.stop(call_id)
                 return

@@ -21,6 +21,7 @@ LENGTH = struct.Struct(">I")
 MOST_EVENT_BYTES = 256 * 1024 * 1024  # what says more is no process of ours
 LOAD_LIMIT_S = 60.0
 LEAVE_LIMIT_S = 5.0
+OWN_PROCESSES = 2  # of a sandbox, below the first: what ends it, and the server of the calls
 
 
 class ToolChanged(Exception):
@@ -44,6 +45,7 @@ class ToolProcess:
         self.program = program
         self.used_s = asyncio.get_running_loop().time()
         self.calls = 0  # that it has run
+        self._met: str | None = None  # the limit for which it was ended
         self._process = process
         self._running: dict[str, _Heard] = {}
         self._reading: asyncio.Task[None] | None = None
@@ -79,6 +81,16 @@ class ToolProcess:
         return self._process.returncode is None and not (
             self._reading is None or self._reading.done()
         )
+
+    def is_too_many(self) -> bool:
+        """Whether below it there are more processes than its calls may have."""
+        most = self.program.card.limits.processes * max(1, len(self._running))
+        return count_below(self._process.pid, most + OWN_PROCESSES) > most + OWN_PROCESSES
+
+    def end(self, limit: str) -> None:
+        """End it at once, with all its calls, which hear that they met this limit."""
+        self._met = limit
+        kill(self._process)
 
     @property
     def running(self) -> int:
@@ -145,7 +157,7 @@ class ToolProcess:
         finally:
             for heard in self._running.values():
                 if not heard.ended.done():
-                    heard.ended.set_result({"code": None, "limit": None})
+                    heard.ended.set_result({"code": None, "limit": self._met})
 
     async def close(self) -> None:
         """End it and all its calls; return when they have ended."""
@@ -216,6 +228,19 @@ def kill(process: asyncio.subprocess.Process) -> None:
     """End a process and its group at once."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def count_below(pid: int, most: int) -> int:
+    """Return how many processes are below one; counts on from `most` no further."""
+    count, left = 0, [pid]
+    while left and count <= most:
+        one = left.pop()
+        for path in Path(f"/proc/{one}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found = [int(each) for each in path.read_bytes().split()]
+                count += len(found)
+                left += found
+    return count
 
 
 async def first_event(process: asyncio.subprocess.Process) -> dict[str, Any]:
