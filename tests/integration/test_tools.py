@@ -32,6 +32,7 @@ pytestmark = pytest.mark.timeout(120)
 # Processes that show a tool's name: its own, and in a sandbox bubblewrap, outside and inside.
 SERVERS = 3 if chosen_sandbox("bubblewrap").kind == "bubblewrap" else 1
 LOST_SOON_S = 1.0  # of a lease
+LOADED_S = 60.0  # until all tools are: each starts a Python of its own, maybe beside others
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ async def test_it_is_listed_and_shown_with_the_schema_of_its_type_hints(
         assert isinstance(found, ToolCards)
         return {each.name for each in found.tools} >= {"me/add", "me/bomb", "me/wipe"}
 
-    await wait_until_async(all_are_told)
+    await wait_until_async(all_are_told, LOADED_S)
     found = await answer(caller, ToolList(query="two numbers"))
     assert isinstance(found, ToolCards)
     assert [each.name for each in found.tools] == ["me/add"]
@@ -181,9 +182,9 @@ async def test_what_a_tool_prints_is_cut_and_made_text(tools: ToolScene, caller:
 async def test_what_a_tool_leaves_running_is_ended(tools: ToolScene, caller: Caller) -> None:
     # The one that forks calls is left, and nothing below it, when all tools have been described.
     assert await value(caller, "bomb", kind="fine") == "fine"
-    await wait_until_async(lambda: len(processes()) == SERVERS)
+    await wait_until_async(lambda: len(processes()) == SERVERS, LOADED_S)
     assert await value(caller, "bomb", kind="daemon") == "forked"
-    await wait_until_async(lambda: len(processes()) == SERVERS)
+    await wait_until_async(lambda: len(processes()) == SERVERS, LOADED_S)
 
 
 async def test_no_process_and_no_file_is_left_when_the_worker_leaves(
@@ -204,7 +205,7 @@ async def test_a_cancelled_call_ends_with_all_that_it_began(
 ) -> None:
     body = ToolRun("me/slow", {"path": str(open_tools.told), "seconds": 600})
     [syscall_id] = await caller.submit(body)
-    await wait_until_async(lambda: len(open_tools.lines()) == 1)
+    await wait_until_async(lambda: len(open_tools.lines()) == 1, LOADED_S)
     pid = int(open_tools.lines()[0].split()[1])
 
     error = KernelError("enough")
@@ -223,7 +224,7 @@ async def test_a_changed_tool_is_another_version_without_a_restart(
     async def is_new() -> bool:
         return await value(caller, "add", a=1) == 100
 
-    await wait_until_async(is_new)
+    await wait_until_async(is_new, LOADED_S)
     assert isinstance(first, ToolResult)
     with pytest.raises(UnknownTool, match="by now"):
         await answer(caller, ToolRun("me/add", {"a": 1}, version=first.run.version))
@@ -251,7 +252,7 @@ async def test_a_tool_that_cannot_be_loaded_is_told_and_mended_without_a_restart
             except ToolUnavailable:
                 return False
 
-        await wait_until_async(is_mended)
+        await wait_until_async(is_mended, LOADED_S)
 
 
 async def test_a_name_that_nobody_has_is_told_with_those_that_are_near(
@@ -336,7 +337,7 @@ async def test_only_an_idempotent_tool_runs_again_when_its_worker_has_died(
     with worker_process(scene, caller.url) as worker:
         body = ToolRun(f"me/{name}", {"path": str(scene.told), "seconds": 600})
         [syscall_id] = await caller.submit(body)
-        await wait_until_async(lambda: len(scene.lines()) == 1)
+        await wait_until_async(lambda: len(scene.lines()) == 1, LOADED_S)
         pid = int(scene.lines()[0].split()[1])
         worker.send(signal.SIGKILL)
         await worker.left()
@@ -384,5 +385,5 @@ async def test_a_hundred_bombs_leave_the_worker_as_it_was(tools: ToolScene, call
         reply = await caller.hear(syscall_id)
         assert reply.error is None or reply.error.code.startswith("tool-"), reply
         assert await value(caller, "bomb", kind="fine") == "fine"
-    await wait_until_async(lambda: len(processes()) == SERVERS)
+    await wait_until_async(lambda: len(processes()) == SERVERS, LOADED_S)
     assert mounts() == before
