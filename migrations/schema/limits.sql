@@ -87,10 +87,32 @@ CREATE FUNCTION aios_note_bytes(content text, context text, metadata jsonb, name
         + octet_length(array_to_string(names, ' ')))::bigint
 $$;
 
+-- A note is as large as it is now and was in each older version that is kept. What it was is added when
+-- its version changes, whatever operation that is of, and taken off when a version is pushed out.
+CREATE FUNCTION aios_note_grows() RETURNS trigger
+    SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    NEW.old_bytes := OLD.old_bytes + aios_note_bytes(
+        OLD.content, OLD.context, OLD.metadata, OLD.keywords || OLD.tags || OLD.links);
+    RETURN NEW;
+END $$;
+
+CREATE FUNCTION aios_versions_pushed_out() RETURNS trigger
+    SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+BEGIN
+    UPDATE note n SET old_bytes = greatest(0, n.old_bytes - gone.bytes)
+      FROM (SELECT note_id, sum(aios_note_bytes(body ->> 'content', body ->> 'context',
+                   body -> 'metadata', ARRAY(SELECT jsonb_array_elements_text(
+                       (body -> 'keywords') || (body -> 'tags') || (body -> 'links'))))) AS bytes
+              FROM changed GROUP BY note_id) gone
+     WHERE n.id = gone.note_id;  -- where the note itself is deleted there is none
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION aios_notes_added() RETURNS trigger
     SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
-    PERFORM aios_add_notes(owner_id, count(*), sum(
+    PERFORM aios_add_notes(owner_id, count(*), sum(old_bytes +
         aios_note_bytes(content, context, metadata, keywords || tags || links))::bigint)
        FROM changed GROUP BY owner_id;
     RETURN NULL;
@@ -99,7 +121,7 @@ END $$;
 CREATE FUNCTION aios_notes_removed() RETURNS trigger
     SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
-    PERFORM aios_add_notes(owner_id, -count(*), -sum(
+    PERFORM aios_add_notes(owner_id, -count(*), -sum(old_bytes +
         aios_note_bytes(content, context, metadata, keywords || tags || links))::bigint)
        FROM changed GROUP BY owner_id;
     RETURN NULL;
@@ -109,10 +131,12 @@ CREATE FUNCTION aios_notes_rewritten() RETURNS trigger
     SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
     PERFORM aios_add_notes(owner_id, 0, sum(by)::bigint) FROM (
-        SELECT owner_id, aios_note_bytes(content, context, metadata, keywords || tags || links)
-            AS by FROM changed
+        SELECT owner_id, old_bytes
+            + aios_note_bytes(content, context, metadata, keywords || tags || links) AS by
+          FROM changed
         UNION ALL
-        SELECT owner_id, -aios_note_bytes(content, context, metadata, keywords || tags || links)
+        SELECT owner_id, -old_bytes
+            - aios_note_bytes(content, context, metadata, keywords || tags || links)
           FROM before) changes
      GROUP BY owner_id HAVING sum(by) <> 0;
     RETURN NULL;
@@ -123,6 +147,10 @@ REVOKE ALL ON FUNCTION aios_most, aios_limit_met, aios_add_notes FROM PUBLIC;
 RESET ROLE;
 REVOKE CREATE ON SCHEMA public FROM aios_steward;
 
+CREATE TRIGGER note_grows BEFORE UPDATE OF version ON note FOR EACH ROW
+    WHEN (OLD.version IS DISTINCT FROM NEW.version) EXECUTE FUNCTION aios_note_grows();
+CREATE TRIGGER versions_pushed_out AFTER DELETE ON note_version REFERENCING OLD TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION aios_versions_pushed_out();
 CREATE TRIGGER notes_added AFTER INSERT ON note REFERENCING NEW TABLE AS changed
     FOR EACH STATEMENT EXECUTE FUNCTION aios_notes_added();
 CREATE TRIGGER notes_removed AFTER DELETE ON note REFERENCING OLD TABLE AS changed

@@ -27,6 +27,7 @@ from aios_broker.contract.storage import (
 from aios_broker.contract.syscall import Body
 from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.access.limits import LimitRow, limits, set_limit, unset_limit
+from aios_workers.modules.memory import note as note_module
 from tests.state_scene import StateScene
 
 
@@ -57,20 +58,43 @@ async def test_notes_are_limited_by_number_and_room_is_made_by_removing_some(
     await scene.approved("ann", MemoryRemove(first.id))
     await scene.ask("ann", MemoryAdd("three"))
     await scene.approved("ann", MemoryClear())
+    assert await used(scene) == (0, 0)
+
+
+async def test_bytes_of_notes_count_their_old_versions_too(scene: StateScene) -> None:
+    await most(scene, "note_bytes", 2_000)
+    note = await scene.ask("ann", MemoryAdd("x" * 900))
+    await refused(scene, "note_bytes", MemoryAdd("y" * 1_200))
+    await scene.ask("ann", MemoryUpdate(note.id, content="z" * 900))
+    await refused(scene, "note_bytes", MemoryUpdate(note.id, content="a" * 900))
+    await refused(scene, "note_bytes", MemoryAdd("y" * 300))
+    await scene.approved("ann", MemoryRemove(note.id))
+    assert await used(scene) == (0, 0)
+    await scene.ask("ann", MemoryAdd("y" * 1_200))
+
+
+async def test_versions_that_are_pushed_out_are_not_counted_any_more(
+    scene: StateScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(note_module, "KEPT_VERSIONS", 3)
+    note = await scene.ask("ann", MemoryAdd("x" * 100, tags=("a", "bc"), metadata={"a": [1, "b"]}))
+    sizes = [(await used(scene))[1]]
+    for length in (10, 20, 30, 40, 50):
+        await scene.approved("ann", MemoryUpdate(note.id, content="x" * length))
+        sizes.append((await used(scene))[1])
+    rest = sizes[0] - 100  # of each version: its tags and metadata
+    assert rest > 0
+    assert sizes[2] == 3 * rest + 100 + 10 + 20
+    assert sizes[-1] == 3 * rest + 30 + 40 + 50
+
+
+async def used(scene: StateScene) -> tuple[int, int]:
+    """Return how many notes ann is counted for, and their bytes."""
     [row] = await scene.rows(
         "SELECT u.count, u.bytes FROM note_use u JOIN agent a ON a.id = u.owner_id "
         "WHERE a.name = 'ann'"
     )
-    assert (row.count, row.bytes) == (0, 0)
-
-
-async def test_bytes_of_notes_count_what_stands_in_them_now(scene: StateScene) -> None:
-    await most(scene, "note_bytes", 1_000)
-    note = await scene.ask("ann", MemoryAdd("x" * 900))
-    await refused(scene, "note_bytes", MemoryAdd("y" * 200))
-    await refused(scene, "note_bytes", MemoryUpdate(note.id, content="z" * 1_100))
-    await scene.ask("ann", MemoryUpdate(note.id, content="short"))
-    await scene.ask("ann", MemoryAdd("y" * 200))
+    return row.count, row.bytes
 
 
 async def test_files_and_directories_are_limited_in_trees_too(scene: StateScene) -> None:

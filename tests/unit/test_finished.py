@@ -1,11 +1,14 @@
 """Finished answers that break their form are errors, whatever core made them; cut ones say so."""
 
+import asyncio
+
 import pytest
 
 from aios_broker.contract.errors import FormNotKept, InvalidSyscall
 from aios_broker.contract.llm import JsonFormat, Tool
 from aios_broker.contract.reply import ChatResult, Usage
 from aios_workers.llm.core import Capabilities
+from aios_workers.llm.validation import MOST_QUICK, quick
 from tests.caller import chat
 from tests.cut_handler import run_whole
 from tests.scripted_core import ScriptedCore
@@ -71,3 +74,45 @@ async def test_tools_of_one_id_are_refused() -> None:
     tools = [Tool(name, "", {"$id": "https://example.org/t"}) for name in ("a", "b")]
     with pytest.raises(InvalidSyscall, match="id"):
         await answered("x", tools=tools)
+
+
+# Alternatives within alternatives: each level of the answer is looked at twice by the one above.
+_TWICE = {
+    "$ref": "#/$defs/a",
+    "$defs": {
+        "a": {
+            "anyOf": [
+                {"properties": {"a": {"$ref": "#/$defs/a"}}, "required": [name], "type": "object"}
+                for name in ("b", "c")
+            ]
+        }
+    },
+}
+
+
+async def test_validation_that_would_take_for_ever_ends_and_keeps_nobody_waiting() -> None:
+    deep = '{"a": ' * 60 + "1" + "}" * 60
+    hostile = asyncio.create_task(answered(deep, format=JsonFormat(_TWICE), max_tokens=2_000))
+    assert (await answered('{"age": 7}', format=AGE)).parsed() == {"age": 7}
+    assert not hostile.done()
+    with pytest.raises(FormNotKept, match="was not found out") as refused:
+        await hostile
+    assert refused.value.field == "body.format.json_schema"
+    assert "simpler" in refused.value.remedy
+
+
+async def test_what_refers_to_itself_is_validated_as_any_other() -> None:
+    form = JsonFormat({"properties": {"next": {"$ref": "#"}}, "required": ["name"]})
+    kept = '{"name": "a", "next": {"name": "b"}}'
+    assert (await answered(kept, format=form)).text == kept
+    with pytest.raises(FormNotKept, match=r"required: .*next"):
+        await answered('{"name": "a", "next": {}}', format=form)
+
+
+def test_what_may_take_long_is_no_quick_work() -> None:
+    plain = '{"type": "object", "properties": {"age": {"type": "integer"}}}'
+    assert quick(plain, '{"age": 7}')
+    assert not quick(plain, "x" * MOST_QUICK)
+    assert not quick("x" * MOST_QUICK, "")
+    for slow in ('{"$ref": "#"}', '{"patternProperties": {}}', '{"uniqueItems": true}'):
+        assert not quick(slow, "1")

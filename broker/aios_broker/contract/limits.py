@@ -36,8 +36,9 @@ class ObjectLimit:
 
 DEFAULT_LIMITS: dict[ObjectKind, ObjectLimit] = {
     "notes": ObjectLimit(100_000, "agent", "notes", "remove some (memory.remove)"),
+    # Of all kept versions.
     "note_bytes": ObjectLimit(
-        1024**3, "agent", "bytes of notes", "remove or shorten some (memory.remove)"
+        1024**3, "agent", "bytes of notes, old versions counted", "remove some (memory.remove)"
     ),
     "files": ObjectLimit(100_000, "agent", "files", "delete some (storage.delete)"),
     # Of all kept versions, each content once. Unless set: AIOS_STORAGE_MAX_BYTES.

@@ -1,18 +1,30 @@
-"""Whether finished answers are what was asked for: looked at once, before anybody has them."""
+"""Whether finished answers are what was asked for: looked at once, before anybody has them.
+
+What may take long is looked at in a child with little of everything, of each tenant one at a time.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from aios_broker.contract.errors import FormNotKept, InvalidSyscall
+import msgspec
+
+from aios_broker.bounded_work import BoundedWork
+from aios_broker.contract.errors import CoreError, FormNotKept, InvalidSyscall
 from aios_broker.contract.llm import JsonFormat, LlmChat
 from aios_broker.contract.reply import ChatResult, Choice
+from aios_broker.places import Holder, Shares
+from aios_broker.process.bounded import Bounds, OutOfBounds, OutOfTime
 from aios_workers.llm.core import Reader
 from aios_workers.llm.tools import Toolbox, parameters_of
-from aios_workers.llm.validation import Validators
+from aios_workers.llm.validation import Request, Validators, quick
 
+PROGRAM = "aios_workers.llm.validation"
+BOUNDS = Bounds(cpu_s=1.0, memory_bytes=1 << 30, wall_s=20.0, nice=5)
+AT_ONCE = Shares(places=2, of_tenant=1, of_agent=1)  # of one worker process
+REMEMBERED = 256  # schemas
 MOST_TOLD = 4_000  # characters of an answer that is told in an error
-_SLOWEST = 1 << 20  # as many characters: it is looked at in a thread
+_LONG = 1 << 20  # as many characters: it is looked at in a thread
 Claim = tuple[str, str, str]  # the field of a form, its JSON schema, the text that should have it
 
 
@@ -22,42 +34,82 @@ class FinishedAnswers:
     def __init__(self) -> None:
         self._validators = Validators()
         self._reader = Reader()
+        self._work = BoundedWork(PROGRAM, BOUNDS, AT_ONCE)
+        self._sound: dict[str, None] = {}  # schemas that compile, the longest unused first
 
-    async def prepare(self, body: LlmChat) -> None:
-        """Return if what the core answers can be looked at: of one that compiles no schema itself.
+    async def prepare(self, body: LlmChat, holder: Holder) -> None:
+        """Return if the holder's answer can be looked at: of a core that compiles no schema itself.
 
         Raises:
             InvalidSyscall: the schema is none.
+            CoreError, ModuleError: it could not be found out.
         """
         if not isinstance(body.format, JsonFormat) or body.format.json_schema is None:
             return
         schema = _dumped(body.format.json_schema)
-        try:
-            await self._reader.read(_SLOWEST, lambda: self._validators.of(schema))
-        except ValueError as error:
-            raise InvalidSyscall(
-                f"the JSON schema cannot be kept: {error}",
-                field="body.format.json_schema",
-                remedy="correct it",
-            ) from error
+        if schema not in self._sound:
+            try:
+                why = await self._asked(Request(schema), holder)
+            except OutOfBounds:
+                why = "it is too large or too deep"
+            if why:
+                raise InvalidSyscall(
+                    f"the JSON schema cannot be kept: {why}",
+                    field="body.format.json_schema",
+                    remedy="correct it",
+                )
+        self._sound.pop(schema, None)
+        self._sound[schema] = None
+        if len(self._sound) > REMEMBERED:
+            del self._sound[next(iter(self._sound))]
 
     async def check(
-        self, body: LlmChat, result: ChatResult, toolbox: Toolbox | None, *, holds_calls: bool
+        self,
+        body: LlmChat,
+        result: ChatResult,
+        toolbox: Toolbox | None,
+        holder: Holder,
+        *,
+        holds_calls: bool,
     ) -> None:
-        """Return if each answer that was finished has its form.
+        """Return if each answer to a holder that was finished has its form.
 
         `holds_calls`: the arguments of calls too. A cut answer has none, and says that it was cut.
 
         Raises:
-            FormNotKept: one has it not.
+            FormNotKept: one has it not, or to find that out takes more than it may.
+            CoreError, ModuleError: it could not be found out.
         """
         answers: Sequence[Choice | ChatResult] = result.choices or (result,)
         for answer in answers:
             for field, schema, text in _claims(body, answer, toolbox if holds_calls else None):
-                judge = partial(self._validators.wrong, schema, text)
-                why = await self._reader.read(_SLOWEST, judge)
+                why = await self._wrong(schema, text, field, holder)
                 if why is not None:
                     raise _broken(field, why, text)
+
+    async def _wrong(self, schema: str, text: str, field: str, holder: Holder) -> str | None:
+        if quick(schema, text):
+            return await self._reader.read(_LONG, partial(self._validators.wrong, schema, text))
+        try:
+            return await self._asked(Request(schema, text), holder) or None
+        except OutOfBounds as error:
+            raise FormNotKept(
+                f"whether the answer has its form was not found out with {BOUNDS.cpu_s:g} s of a "
+                "processor: it is not told",
+                field=field,
+                remedy="make the schema simpler: alternatives that refer to each other double "
+                "with each level of the answer",
+            ) from error
+
+    async def _asked(self, request: Request, holder: Holder) -> str:
+        """Return what the child says."""
+        try:
+            said = await self._work.run(holder, msgspec.json.encode(request))
+        except OutOfTime as error:
+            raise CoreError(
+                f"a JSON schema could not be looked at within {BOUNDS.wall_s:g} s"
+            ) from error
+        return said.decode("utf-8", "replace")
 
     async def close(self) -> None:
         """End the thread."""

@@ -161,11 +161,12 @@ class LlmHandler:
 
     async def _chat(self, run: Run, syscall: Syscall, body: LlmChat) -> Outcome:
         check_options(body, self._core.info)
+        holder = Holder(syscall.tenant, syscall.agent)
         toolbox = toolbox_of(body, self._core.info.capabilities)
         if toolbox is not None and self._core.info.capabilities.native_calls:
             toolbox = replace(toolbox, forced=False)  # a forced call comes as any other does
         if self._core.info.capabilities.text_ids:
-            await self._finished.prepare(body)
+            await self._finished.prepare(body, holder)
         render = partial(prompt_ids, self._core, toolbox=toolbox)
         kind = Generation if body.beam_width is None else BeamGeneration
         begun = run.lease.has_snapshot
@@ -183,8 +184,9 @@ class LlmHandler:
             raise
         if isinstance(outcome, Done) and isinstance(outcome.result, ChatResult):
             held = plan.request.constraint is not None
-            await self._finished.check(body, outcome.result, toolbox, holds_calls=held)
-            return Done(await self._concluded(run, syscall, body, outcome.result, render))
+            result = outcome.result
+            await self._finished.check(body, result, toolbox, holder, holds_calls=held)
+            return Done(await self._concluded(run, syscall, body, result, render))
         return outcome
 
     async def _embed(self, run: Run, body: LlmEmbed) -> Outcome:

@@ -1,15 +1,20 @@
 """Finished answers against their JSON schemas, by a validator that had no part in making them.
 
-A pattern is matched in linear time or so many steps, and nothing is fetched; the checker's child
-has compiled the schema before. The library is loaded with the first schema.
+A pattern is matched in linear time or so many steps, and nothing is fetched. Run as a program it
+validates in children, for schemas whose validation may take long (not `quick`): alternatives within
+alternatives double with each level of the answer. The library is loaded with the first schema.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from aios_broker.process.bounded import serve
 from aios_workers.llm.schemas import BOUNDS, Schema, is_number, subschemas
 
 if TYPE_CHECKING:
@@ -19,6 +24,20 @@ REMEMBERED = 64
 MOST_PATTERN_BYTES = 1 << 20  # of one that is compiled
 MOST_BACKTRACKS = 100_000  # of one match
 MOST_PROBED = 32  # schemas of numbers, and properties beside patterns
+MOST_QUICK = 1 << 24  # characters of a schema times those of an answer: 0.1 s at most
+_LEAST_TEXT = 1 << 10  # characters: the schema has to be compiled for any
+# What may take long whatever its length: it recurs, compares each with each, or compiles much.
+_SLOW = ('"$ref"', '"$dynamicRef"', '"$recursiveRef"', '"pattern', '"uniqueItems"')
+
+
+def quick(schema: str, text: str) -> bool:
+    """Whether to validate a text takes no long time, however the schema and the text are made.
+
+    Without references each value of the text meets each part of the schema once at most.
+    """
+    if len(schema) * max(len(text), _LEAST_TEXT) > MOST_QUICK:
+        return False
+    return not any(word in schema for word in _SLOW)
 
 
 def validator_of(schema: object) -> Validator:
@@ -154,3 +173,26 @@ def overlapping(schema: object) -> str | None:
 def _required(node: Schema) -> list[str]:
     names = node.get("required")
     return [each for each in names if isinstance(each, str)] if isinstance(names, list) else []
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What the program is asked."""
+
+    schema: str
+    text: str | None = None  # None: whether it is a schema at all
+
+
+def _work(request: bytes) -> bytes:
+    """Return why a text is not of its schema, or the schema is none; empty: all is well."""
+    asked = msgspec.json.decode(request, type=Request)
+    try:
+        validator = validator_of(json.loads(asked.schema))
+    except ValueError as error:
+        return str(error).encode()
+    why = None if asked.text is None else found_wrong(validator, asked.text)
+    return (why or "").encode("utf-8", "replace")
+
+
+if __name__ == "__main__":
+    validator_of({})  # what is imported here the children have
+    sys.exit(serve(_work))

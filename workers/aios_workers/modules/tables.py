@@ -141,6 +141,8 @@ note = Table(
     Column("links", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("metadata", JSONB, nullable=False, server_default=text("'{}'")),
     Column("version", Integer, nullable=False, server_default=text("1")),
+    # Of its older versions that are kept; by triggers (migrations/schema/limits.sql).
+    Column("old_bytes", BigInteger, nullable=False, server_default=text("0")),
     moment_column("created_at", now=True),
     moment_column("updated_at", now=True),
     moment_column("expires_at", nullable=True),

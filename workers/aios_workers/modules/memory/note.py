@@ -22,9 +22,8 @@ Lock = Literal["", "FOR SHARE", "FOR UPDATE"]
 Operation = Literal["add", "update", "rollback", "evolve", "undo"]
 KEPT_VERSIONS = 100  # of a note; older ones go with the next change
 
-NOTE_COLUMNS = selected(
-    tables.note, "n", but=("tenant_id", "program", "turn", "words", "length", "model_id", "vector")
-)
+_UNSEEN = ("tenant_id", "program", "turn", "old_bytes", "words", "length", "model_id", "vector")
+NOTE_COLUMNS = selected(tables.note, "n", but=_UNSEEN)
 LIVING = "(n.expires_at IS NULL OR n.expires_at > now())"
 _FETCH = f"SELECT {NOTE_COLUMNS} FROM note n WHERE n.owner_id = %s AND n.id = %s AND {LIVING} "
 _FETCH_MANY = (
