@@ -144,7 +144,7 @@ async def metadata(agent: AsyncAgent) -> object:
 
 async def refused(agent: AsyncAgent) -> object:
     """Ask for what is another's: each such call is a line of the audit log."""
-    return await agent.memory.list(owner="audited", limit=1)
+    return await agent.access.revoke_token("audited")
 
 
 async def written(agent: AsyncAgent) -> object:
@@ -309,16 +309,17 @@ SEEDS = 20  # notes that the others are copies of
 async def prepare(url: str, store: Store, name: str) -> None:
     """Give the flood's agents their notes."""
     what = FLOODS[name]
+    seeds = max(1, SEEDS // what.tenants)
     for number in range(what.tenants if what.notes else 0):
         async with agent_of(url, name, number) as agent:
             length = 200 if what.is_waiting else 2_000
-            await asyncio.gather(*(agent.memory.add(prose(length)) for _ in range(SEEDS)))
+            await asyncio.gather(*(agent.memory.add(prose(length)) for _ in range(seeds)))
             await wait_until_async(
                 partial(_has_vectors, store, agent.options.agent), timeout_s=LIMIT_S
             )
         values = {"agent": agent.options.agent, "waits": what.is_waiting}
         async with store.as_steward() as cursor:
-            await cursor.execute(_COPIED, {**values, "times": what.notes // SEEDS})
+            await cursor.execute(_COPIED, {**values, "times": what.notes // seeds})
 
 
 async def _has_vectors(store: Store, agent: str) -> bool:
@@ -358,7 +359,7 @@ async def run(kernel: EmbeddedKernel, names: Sequence[str]) -> dict[str, list[Lo
     store = Store(kernel.database_url, name="floods", limit_s=LIMIT_S)
     async with AsyncAgent("small", url=url, tenant="quiet") as plain:
         agent = plain.with_options(timeout_s=LIMIT_S)
-        async with AsyncAgent("audited", url=url, tenant="quiet") as audited:
+        async with AsyncAgent("audited", url=url, tenant="flood-refused-0") as audited:
             await audited.memory.add("there is such an agent")
         await timed(agent, WARM_S)
         for name in names:

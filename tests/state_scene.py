@@ -38,6 +38,7 @@ from aios_broker.retry import patiently
 from aios_workers.approvals.service import ApprovalService, NeedsApproval
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.memory.block import Blocks, memory_functions
+from aios_workers.modules.refusals import Refusals
 from aios_workers.modules.services import Embedder, Services, storage_limits
 from aios_workers.modules.state_handler import OPERATIONS
 from aios_workers.search.indexing import embed_missing
@@ -230,6 +231,7 @@ async def state_scene(
         approvals(store),
         Blocks(store, memory_functions(connection), Keys()),
         storage_limits(config),
+        Refusals(store),
     )
     try:
         yield StateScene(services, answers)

@@ -17,6 +17,7 @@ from aios_broker.retry import patiently
 from aios_workers.approvals.irreversible import Irreversible, Takings
 from aios_workers.approvals.service import ApprovalService, NeedsApproval
 from aios_workers.config import WorkerConfig
+from aios_workers.modules.refusals import Refusals
 from aios_workers.modules.services import Services, storage_limits
 from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
 from tests.state_scene import AUDIT_KEY, HashedWords
@@ -106,6 +107,7 @@ async def storage_scene(
         approvals,
         unused,
         storage_limits(config),
+        Refusals(store),
     )
     try:
         yield Scene(services, approvals)

@@ -178,7 +178,7 @@ CREATE FUNCTION aios_note_matches(query tsquery, words text[], weights float8[],
     STABLE SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN RETURN QUERY EXECUTE
     'SELECT id, ' || aios_bm25(words, weights, flat, steep) || ' AS score FROM (
-        SELECT n.id, n.words, n.length FROM note n
+        SELECT n.id, n.words || '''' AS words, n.length FROM note n
          WHERE n.words @@ $1 AND ($2 IS NULL OR n.owner_id = ANY ($2))
            AND (n.owner_id = $3 OR n.owner_id = ANY ($4) OR n.id = ANY ($5))
            AND (n.expires_at IS NULL OR n.expires_at > now())
@@ -192,7 +192,7 @@ CREATE FUNCTION aios_file_chunk_matches(query tsquery, words text[], weights flo
     STABLE SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN RETURN QUERY EXECUTE
     'SELECT file_id, ordinal, ' || aios_bm25(words, weights, flat, steep) || ' AS score FROM (
-        SELECT c.file_id, c.ordinal, c.words, c.length FROM file_chunk c
+        SELECT c.file_id, c.ordinal, c.words || '''' AS words, c.length FROM file_chunk c
          WHERE c.words @@ $1 AND ($2 IS NULL OR c.owner_id = ANY ($2))
            AND (c.owner_id = $3 OR c.file_id = ANY ($4))
          LIMIT $5) c ORDER BY score DESC, file_id, ordinal LIMIT $6'
@@ -206,7 +206,7 @@ CREATE FUNCTION aios_mount_chunk_matches(query tsquery, words text[], weights fl
     STABLE SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN RETURN QUERY EXECUTE
     'SELECT file_id, ordinal, ' || aios_bm25(words, weights, flat, steep) || ' AS score FROM (
-        SELECT c.file_id, c.ordinal, c.words, c.length FROM mount_chunk c
+        SELECT c.file_id, c.ordinal, c.words || '''' AS words, c.length FROM mount_chunk c
          WHERE c.words @@ $1 AND c.owner_id = $2 LIMIT $3) c
       ORDER BY score DESC, file_id, ordinal LIMIT $4'
     USING query, aios_agent_id(), most, best;

@@ -86,6 +86,22 @@ async def test_a_short_query_waits_for_no_more_than_the_batch_that_is_being_made
     assert abs(asked[:20].count("y") - asked[:20].count("z")) <= 2  # tenants have as much
 
 
+async def test_a_short_query_is_with_the_model_without_anothers_long_text() -> None:
+    model = Counting()
+    model.go.clear()
+    async with batched(model) as embedder:
+        first = asyncio.create_task(embedder.embed(["a" * 8_000], EVE))
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(embedder.embed(["y" * 8_000], EVE)) for _ in range(5)]
+        short = asyncio.create_task(embedder.embed(["what do I like?"], ANN))
+        await asyncio.sleep(0)
+        model.go.set()
+        await asyncio.gather(first, short, *others)
+    with_short = next(batch for batch in model.batches if "what do I like?" in batch)
+    assert with_short == ["what do I like?"]
+    assert all(len(batch) == 1 for batch in model.batches)
+
+
 async def test_a_failure_is_heard_by_its_batch_and_nobody_waits_for_ever() -> None:
     model = Counting()
     async with batched(model) as embedder:

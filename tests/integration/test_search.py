@@ -18,8 +18,8 @@ from aios_broker.contract.memory import (
 from aios_broker.contract.storage import StorageSearch, StorageShare, StorageStat, StorageWrite
 from aios_broker.postgres.store import Store
 from aios_workers.search.corpora import NOTES, NoteQuery
-from aios_workers.search.embedder import BATCH_CHARACTERS, KERNEL, NoEmbedder
-from aios_workers.search.indexing import BATCH, embed_missing, portions
+from aios_workers.search.embedder import KERNEL, NoEmbedder
+from aios_workers.search.indexing import BATCH, PORTION_CHARACTERS, embed_missing, portions
 from aios_workers.search.ranking import (
     EXACT_ROWS,
     Candidate,
@@ -215,7 +215,7 @@ async def test_what_others_have_not_shared_is_not_counted(scene: StateScene) -> 
     assert (await scene.ask("ann", StorageSearch("apples"))).unindexed == 0
 
 
-@given(st.lists(st.integers(0, 3 * BATCH_CHARACTERS), max_size=30))
+@given(st.lists(st.integers(0, 3 * PORTION_CHARACTERS), max_size=30))
 def test_what_is_indexed_goes_to_the_model_in_portions_that_a_query_can_wait_for(
     lengths: list[int],
 ) -> None:
@@ -223,4 +223,4 @@ def test_what_is_indexed_goes_to_the_model_in_portions_that_a_query_can_wait_for
     found = list(portions(texts))
     assert [text for portion in found for text in portion] == texts
     for portion in found:
-        assert len(portion) == 1 or sum(map(len, portion)) <= BATCH_CHARACTERS
+        assert len(portion) == 1 or sum(map(len, portion)) <= PORTION_CHARACTERS

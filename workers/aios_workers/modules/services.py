@@ -1,7 +1,8 @@
 """What the handlers of memory, storage and access stand on; one per worker process."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,14 +13,19 @@ from aios_broker.comparing import Comparer
 from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Syscall
-from aios_broker.places import Holder
+from aios_broker.places import Holder, Places, Shares
 from aios_broker.postgres.store import Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_workers.approvals.service import ApprovalService
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.memory.block import Blocks
+from aios_workers.modules.refusals import Refusals
 from aios_workers.modules.storage.host import MountSetting
+
+LONG_QUERY = 512  # characters: what people ask is shorter
+# Of one worker: Postgres weighs 64 words in thousands of texts for each of these.
+LONG_AT_ONCE = Shares(places=2, of_tenant=1, of_agent=1)
 
 
 class Embedder(Protocol):
@@ -88,6 +94,17 @@ class Services:
     approvals: ApprovalService
     blocks: Blocks  # of memory
     limits: StorageLimits
+    refusals: Refusals
     # Set where something was written that has no vector yet: it is indexed at once.
     unembedded: asyncio.Event = field(default_factory=asyncio.Event)
     comparer: Comparer = field(default_factory=Comparer)
+    long_searches: Places = field(default_factory=lambda: Places(LONG_AT_ONCE))
+
+    @asynccontextmanager
+    async def search_turn(self, query: str, holder: Holder) -> AsyncIterator[None]:
+        """Have a turn to search for the length of a block: short queries wait for no long ones."""
+        if len(query) <= LONG_QUERY:
+            yield
+            return
+        async with self.long_searches.one(holder):
+            yield

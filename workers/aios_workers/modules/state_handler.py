@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client.core import Metric
 
-from aios_broker.access.audit import AuditWatch, append_line, line_of
+from aios_broker.access.audit import AuditWatch
 from aios_broker.access.suspensions import tidy_suspensions
 from aios_broker.access.tokens import tidy_tokens
 from aios_broker.comparing import Comparer
@@ -33,6 +33,7 @@ from aios_workers.modules.access.secret import keep_secret
 from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.memory.operations import MEMORY_OPERATIONS
 from aios_workers.modules.operation import Operation, Operations, no_operation
+from aios_workers.modules.refusals import Refusals
 from aios_workers.modules.services import Services, storage_limits
 from aios_workers.modules.storage.mounts import MountWatch
 from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
@@ -102,13 +103,8 @@ class StateHandler:
         except NeedsApproval as needs:
             return await self._services.approvals.ask(needs)
         except AccessDenied as refused:
-            await self._note_refusal(syscall, refused)
+            await self._services.refusals.note(syscall, refused)
             raise
-
-    async def _note_refusal(self, syscall: Syscall, refused: AccessDenied) -> None:
-        line = line_of(syscall, str(refused.field), "denied", {"message": refused.message})
-        async with self._services.store.as_steward() as cursor:
-            await append_line(cursor, line)
 
     async def close(self) -> None:
         """Nothing of its own to free: the services are shared."""
@@ -128,9 +124,20 @@ async def open_services(config: WorkerConfig, name: str, stack: AsyncExitStack) 
     approvals = ApprovalService(store, ttl_s=config.approval_ttl_s, comparer=comparer)
     blocks = Blocks(store, memory_functions(functions.connection), keys)
     limits = storage_limits(config)
+    refusals = Refusals(store)
     services = Services(
-        store, embedder, calls, functions, keys, approvals, blocks, limits, comparer=comparer
+        store,
+        embedder,
+        calls,
+        functions,
+        keys,
+        approvals,
+        blocks,
+        limits,
+        refusals,
+        comparer=comparer,
     )
+    stack.push_async_callback(refusals.close)
     for task in _periodic_tasks(config, services):
         await stack.enter_async_context(task)
     return services
@@ -150,6 +157,8 @@ def _periodic_tasks(
         yield periodic_task("mounts", step, "mounted directories wait to be read")
     watch = AuditWatch(store, config.audit_folder)
     yield periodic_task("audit", watch.step, "no new line of the audit log is noted")
+    trouble = "the audit log does not say how many refusals it leaves out"
+    yield periodic_task("refusals", services.refusals.step, trouble)
     sweep = ApprovalSweep(store, services.functions, services.keys)
     yield periodic_task("approvals", sweep.step, "approvals wait")
     if (url := config.approval_webhook) is not None:

@@ -32,7 +32,9 @@ from aios_workers.runtime.kernel_calls import SubmittedCalls
 logger = logging.getLogger(__name__)
 
 BATCH_TEXTS = 32
-BATCH_CHARACTERS = 2_048  # 0.2 s of one CPU: a query waits for one such batch at most
+# Of a batch, what is longer goes alone: a processor takes no less for two windows at once than one
+# after the other (50 ms a full one, 60 to 80 in batches), and a query waits for one batch at most.
+BATCH_CHARACTERS = 512
 WINDOW_CHARACTERS = 1_024  # about as many as the model takes of a text at a time
 TOKEN_CHARACTERS = 4
 PER_CALLER = 32  # texts of one caller at a time: a bulk load does not keep a query waiting

@@ -21,10 +21,11 @@ from aios_broker.postgres.database import check_database_url, database_errors
 from aios_broker.postgres.store import Cursor, Store, only_row
 from aios_workers.modules.services import Embedder
 from aios_workers.search.corpora import CORPORA, Corpus
-from aios_workers.search.embedder import BATCH_CHARACTERS, KERNEL
+from aios_workers.search.embedder import KERNEL
 from aios_workers.search.ranking import UNEMBEDDED, model_number, vector_text
 
 BATCH = 16  # rows of one transaction: a second or two of one CPU, where they are long
+PORTION_CHARACTERS = 2_048  # of a batch, that are with the model at a time
 PAUSE_S = 0.5  # between looks for rows that wait
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended('aios.indexing', 0)) AS ours"
 
@@ -72,11 +73,11 @@ def _is_other(model: int) -> str:
 
 
 def portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Cut texts into what the model takes at once: a query that comes waits for one of these."""
+    """Cut texts into what is with the model at a time."""
     first, characters = 0, 0
     for place, text in enumerate(texts):
         characters += len(text)
-        if characters > BATCH_CHARACTERS and place > first:
+        if characters > PORTION_CHARACTERS and place > first:
             yield texts[first:place]
             first, characters = place, len(text)
     if first < len(texts):

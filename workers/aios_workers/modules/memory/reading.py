@@ -183,9 +183,9 @@ async def found(
     asked: Asked[MemoryBody], wanted: NoteQuery, *, owner: str | None = None, shared: bool = False
 ) -> Notes:
     """Return notes, best first: the agent's own, with `shared` all that it may search."""
-    embedder = asked.services.embedder
-    vector = await query_vector(embedder, wanted.text, wanted.mode, asked.agent.holder)
-    async with asked.transaction() as work:
+    embedder, holder = asked.services.embedder, asked.agent.holder
+    vector = await query_vector(embedder, wanted.text, wanted.mode, holder)
+    async with asked.services.search_turn(wanted.text, holder), asked.transaction() as work:
         owners, ids = await _searched(work, await work.agent_named(owner), shared=shared)
         if not owners and not ids:
             return Notes(())

@@ -43,8 +43,9 @@ _PARTS = """
 async def search(asked: Asked[StorageSearch]) -> FoundFiles:
     """Find files, or directories, best first; no connection waits for the model."""
     embedder, holder = asked.services.embedder, asked.agent.holder
-    vector = await query_vector(embedder, asked.body.query, asked.body.mode, holder)
-    async with asked.transaction() as work:
+    query = asked.body.query
+    vector = await query_vector(embedder, query, asked.body.mode, holder)
+    async with asked.services.search_turn(query, holder), asked.transaction() as work:
         return await _search(await on_namespace(work), vector)
 
 
