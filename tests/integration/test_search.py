@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from aios_broker.contract.errors import InvalidConfig, UnsupportedOption
 from aios_broker.contract.memory import (
@@ -16,7 +21,9 @@ from aios_broker.contract.memory import (
     MemoryUpdate,
 )
 from aios_broker.contract.storage import StorageSearch, StorageShare, StorageStat, StorageWrite
+from aios_broker.places import Holder
 from aios_broker.postgres.store import Store
+from aios_workers.search import indexing
 from aios_workers.search.corpora import NOTES, NoteQuery
 from aios_workers.search.embedder import KERNEL, NoEmbedder
 from aios_workers.search.indexing import BATCH, PORTION_CHARACTERS, embed_missing, portions
@@ -30,7 +37,9 @@ from aios_workers.search.ranking import (
 )
 from benchmarks.search.notes import Synthetic, insert
 from tests.state_scene import HashedWords, StateScene, state_scene
+from tests.waiting import wait_until_async
 
+SHORT_S = 2.0
 MANY = EXACT_ROWS + 1_000  # more than are compared one by one
 
 
@@ -183,6 +192,38 @@ async def test_of_more_agents_than_a_batch_holds_each_has_its_turn(scene: StateS
     for _ in range(4):
         await embed_missing(scene.store, scene.services.embedder)
     assert await scene.rows("SELECT FROM note WHERE model_id IS NULL") == []
+
+
+async def test_where_the_model_is_slow_what_it_has_done_is_kept(
+    scene: StateScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "ENOUGH_S", 0.0)
+    for _ in range(3):
+        await scene.ask("ann", MemoryAdd("x" * PORTION_CHARACTERS))
+    for left in (2, 1, 0):
+        assert await embed_missing(scene.store, scene.services.embedder) == 1
+        rows = await scene.rows("SELECT FROM note WHERE model_id IS NULL")
+        assert len(rows) == left
+
+
+class Slow(HashedWords):
+    """Takes longer than a transaction may take in which nothing but the database is waited for."""
+
+    async def embed(self, texts: Sequence[str], holder: Holder) -> NDArray[np.float32]:
+        until_s = time.monotonic() + 2 * SHORT_S
+        await wait_until_async(lambda: time.monotonic() > until_s)
+        return await super().embed(texts, holder)
+
+
+async def test_an_index_step_may_take_longer_than_other_transactions(
+    scene: StateScene, database_url: str
+) -> None:
+    await scene.ask("ann", MemoryAdd("apples"))
+    store = Store(database_url, name="impatient", limit_s=SHORT_S)
+    try:
+        assert await embed_missing(store, Slow()) == 1
+    finally:
+        await store.aclose()
 
 
 async def test_search_says_how_much_of_it_is_not_indexed_yet(scene: StateScene) -> None:

@@ -126,9 +126,12 @@ class Store:
             yield cursor
 
     @asynccontextmanager
-    async def as_steward(self) -> AsyncIterator[Cursor]:
-        """Yield a cursor in a transaction of the kernel's own: it sees all agents' rows."""
-        async with self._transaction(_AS_STEWARD) as cursor:
+    async def as_steward(self, *, limit_s: float | None = None) -> AsyncIterator[Cursor]:
+        """Yield a cursor in a transaction of the kernel's own: it sees all agents' rows.
+
+        `limit_s`: of this one, where it waits for something beside the database.
+        """
+        async with self._transaction(_AS_STEWARD, limit_s=limit_s) as cursor:
             yield cursor
 
     async def agent(self, name: str, tenant: str, cursor: Cursor) -> AgentRow:
@@ -198,7 +201,11 @@ class Store:
 
     @asynccontextmanager
     async def _transaction(
-        self, opening: LiteralString, values: Sequence[object] = ()
+        self,
+        opening: LiteralString,
+        values: Sequence[object] = (),
+        *,
+        limit_s: float | None = None,
     ) -> AsyncIterator[Cursor]:
         """Yield a cursor in a transaction that has begun with a statement: one round trip for both.
 
@@ -210,7 +217,7 @@ class Store:
         with database_errors(self.url):
             try:
                 async with (
-                    asyncio.timeout(self._limit_s),
+                    asyncio.timeout(limit_s or self._limit_s),
                     self._pool.connection() as connection,
                     connection.cursor() as cursor,
                 ):

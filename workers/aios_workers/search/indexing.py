@@ -12,19 +12,25 @@ of it; search by keywords goes on as ever. Workers of the old model write no vec
 ended: restart them with the new settings.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import psycopg
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.postgres.database import check_database_url, database_errors
+from aios_broker.postgres.database import (
+    TRANSACTION_TIMEOUT_S,
+    check_database_url,
+    database_errors,
+)
 from aios_broker.postgres.store import Cursor, Store, only_row
 from aios_workers.modules.services import Embedder
 from aios_workers.search.corpora import CORPORA, Corpus
 from aios_workers.search.embedder import KERNEL
-from aios_workers.search.ranking import UNEMBEDDED, model_number, vector_text
+from aios_workers.search.ranking import UNEMBEDDED, Vector, model_number, vector_text
 
 BATCH = 16  # rows of one transaction: a second or two of one CPU, where they are long
+ENOUGH_S = 2.0  # after which no more of a batch is begun
 PORTION_CHARACTERS = 2_048  # of a batch, that are with the model at a time
 PAUSE_S = 0.5  # between looks for rows that wait
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended('aios.indexing', 0)) AS ours"
@@ -87,26 +93,31 @@ def portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 async def embed_rows(
     cursor: Cursor, embedder: Embedder, corpus: Corpus, model: int, rows_query: str
 ) -> int:
-    """Embed a batch of rows; return how many there were."""
+    """Embed a batch of rows, or what of it can be done soon; return how many that were.
+
+    Where the model has much to do for others, the vectors that are there are written: nothing of a
+    transaction that ends too late would be.
+    """
     await cursor.execute(rows_query)
     rows = await cursor.fetchall()
-    if not rows:
+    vectors: list[Vector] = []
+    until_s = time.monotonic() + ENOUGH_S
+    for texts in portions([row.text for row in rows]):
+        vectors += list(await embedder.embed(texts, KERNEL))
+        if time.monotonic() > until_s:
+            break
+    if not vectors:
         return 0
-    vectors = [
-        vector
-        for texts in portions([row.text for row in rows])
-        for vector in await embedder.embed(texts, KERNEL)
-    ]
     matches = " AND ".join(f"{key} = %s" for key in corpus.keys)
     await cursor.executemany(
         f"UPDATE {corpus.table} SET model_id = %s, vector = %s::halfvec "
         f"WHERE {matches} AND version = %s AND {_is_other(model)}",
         [
             (model, vector_text(vector), *row[: len(corpus.keys)], row.version)
-            for row, vector in zip(rows, vectors, strict=True)
+            for row, vector in zip(rows, vectors, strict=False)
         ],
     )
-    return len(rows)
+    return len(vectors)
 
 
 async def embed_missing(store: Store, embedder: Embedder) -> int:
@@ -120,7 +131,7 @@ async def embed_missing(store: Store, embedder: Embedder) -> int:
     """
     done = 0
     for corpus in CORPORA:
-        async with store.as_steward() as cursor:
+        async with store.as_steward(limit_s=TRANSACTION_TIMEOUT_S) as cursor:
             await cursor.execute(_LOCK)
             held = await only_row(cursor)
             if not held.ours:
@@ -188,7 +199,7 @@ async def _embed_all(store: Store, embedder: Embedder, model: int, say: Say) -> 
         total = await _count(store, corpus, _is_other(model))
         embedded = 0
         while True:
-            async with store.as_steward() as cursor:
+            async with store.as_steward(limit_s=TRANSACTION_TIMEOUT_S) as cursor:
                 rows = await embed_rows(cursor, embedder, corpus, model, other_rows(corpus, model))
             if not rows:
                 break
