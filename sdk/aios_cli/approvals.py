@@ -19,6 +19,7 @@ from aios_broker.access.audit import (
     Beginning,
     append_line,
     begin_chain,
+    in_one,
     newest_lines,
     no_key,
     verify,
@@ -259,7 +260,7 @@ def verify_() -> AuditVerdict:
     key, noted = folder.key(), folder.noted()
     if key is None:
         raise no_key()
-    return as_steward(lambda cursor: verify(cursor, key, noted), limit_s=WALK_LIMIT_S)
+    return as_steward(lambda cursor: verify(in_one(cursor), key, noted), limit_s=WALK_LIMIT_S)
 
 
 def _show_begun(before: Beginning) -> None:

@@ -97,9 +97,9 @@ class MortalStore(Store):
         self._steps.end(number)
 
     @asynccontextmanager
-    async def as_steward(self) -> AsyncIterator[Cursor]:
+    async def as_steward(self, *, limit_s: float | None = None) -> AsyncIterator[Cursor]:
         number = self._steps.begin()
-        async with self._real.as_steward() as cursor:
+        async with self._real.as_steward(limit_s=limit_s) as cursor:
             yield cursor
         self._steps.end(number)
 

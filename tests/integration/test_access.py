@@ -39,6 +39,7 @@ from aios_broker.contract.tokens import digest, new_token
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.access import groups
+from aios_workers.modules.access import groups as group_operations
 from aios_workers.modules.state_handler import tidy
 from tests.state_scene import StateScene
 from tests.waiting import wait_until_async
@@ -137,6 +138,22 @@ async def test_tokens_prove_who_calls_until_they_expire_or_are_revoked(scene: St
     assert (await scene.ask("boss", AccessRevokeToken("boss"))).changed
     assert not await scene.proves(issued.token, "boss", "default")
     assert not await scene.rows("SELECT FROM agent_token WHERE digest = %s", issued.token)
+
+
+async def test_groups_come_in_pages_with_so_many_members(
+    scene: StateScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a", "b", "c"]
+    for name in names:
+        await scene.group(name, "ann", "bob")
+    page = await scene.ask("ann", AccessGroups(limit=2))
+    assert ([group.name for group in page.groups], page.more) == (["a", "b"], True)
+    page = await scene.ask("ann", AccessGroups(limit=2, after="b"))
+    assert ([group.name for group in page.groups], page.more) == (["c"], False)
+    for members, shown in ((1, ["a"]), (3, ["a"]), (4, ["a", "b"])):
+        monkeypatch.setattr(group_operations, "MOST_MEMBERS", members)
+        page = await scene.ask("ann", AccessGroups())
+        assert ([group.name for group in page.groups], page.more) == (shown, True)
 
 
 async def test_groups_are_made_joined_and_left_and_redis_shows_them(

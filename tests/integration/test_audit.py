@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import LiteralString
+from types import SimpleNamespace
+from typing import Any, LiteralString, cast
 
 import psycopg
 import pytest
@@ -23,14 +25,17 @@ from aios_broker.access.audit import (
     Beginning,
     append_line,
     begin_chain,
+    in_one,
+    in_pieces,
     line_hash,
     verify,
 )
 from aios_broker.audit_folder import AuditFolder, NotedLine
 from aios_broker.contract.access import AccessAudit, AccessGrant, ObjectRef
-from aios_broker.contract.errors import AccessDenied, InvalidConfig, KernelError
+from aios_broker.contract.errors import AccessDenied, DeadlineExceeded, InvalidConfig, KernelError
 from aios_broker.contract.storage import StorageMkdir
-from aios_broker.postgres.store import Store
+from aios_broker.postgres.store import Cursor, Store
+from aios_kernel_api.rest import access
 from tests.conftest import RunningPostgres
 from tests.state_scene import AUDIT_KEY, StateScene
 
@@ -96,7 +101,39 @@ async def verdict(
     scene: StateScene, seen: NotedLine | None = None, key: bytes = AUDIT_KEY
 ) -> AuditVerdict:
     async with scene.store.as_steward() as cursor:
-        return await verify(cursor, key, seen)
+        found = await verify(in_one(cursor), key, seen)
+    assert await verify(in_pieces(scene.store), key, seen) == found
+    return found
+
+
+async def test_a_log_of_any_length_is_walked_in_transactions_that_are_short(
+    scene: StateScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write_lines(scene, 8)
+    opened: list[int] = []
+    real = scene.store.as_steward
+
+    def counted() -> AbstractAsyncContextManager[Cursor]:
+        opened.append(1)
+        return real()
+
+    monkeypatch.setattr(scene.store, "as_steward", counted)
+    found = await verify(in_pieces(scene.store), AUDIT_KEY, None)
+    assert (found.lines, found.broken_seq) == (8, None)
+    assert len(opened) == 3  # where it begins, its lines, and that there are no more
+
+
+async def test_the_api_walks_for_so_long_and_says_what_to_do_instead(
+    scene: StateScene, folder: AuditFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.made_key()
+    kernel = SimpleNamespace(config=SimpleNamespace(audit_folder=folder), needed_store=scene.store)
+    asked = cast("Any", SimpleNamespace(kernel=kernel))
+    assert (await access.verify_audit(asked)).broken_seq is None
+    monkeypatch.setattr(access, "MOST_VERIFY_S", 0.0)
+    with pytest.raises(DeadlineExceeded, match="too long") as late:
+        await access.verify_audit(asked)
+    assert "aios audit verify" in str(late.value.remedy)
 
 
 async def test_an_agent_sees_its_own_lines_and_they_verify(scene: StateScene) -> None:
@@ -436,7 +473,7 @@ async def test_whatever_is_changed_is_found(
             for statement, number in changes:
                 await cursor.execute(statement.format(number).encode())
             after = await (await cursor.execute(_CONTENT)).fetchall()
-            found = await verify(cursor, AUDIT_KEY, seen)
+            found = await verify(in_one(cursor), AUDIT_KEY, seen)
             assert (found.broken_seq is None) == (before == after), found
 
     @settings(max_examples=60, deadline=None)

@@ -7,7 +7,7 @@ import json
 import pytest
 import redis
 
-from aios_broker.access.audit import newest_lines, verify
+from aios_broker.access.audit import in_one, newest_lines, verify
 from aios_broker.access.suspensions import go_on, suspend, tidy_suspensions
 from aios_broker.client.redis_transport import ReplyBox
 from aios_broker.contract.errors import AgentSuspended, InvalidConfig
@@ -116,7 +116,7 @@ async def test_who_was_suspended_by_whom_is_in_the_audit_log(
     assert not await go_on(scene.store, control, subject, who="eve")  # nothing to be told
     async with scene.store.as_steward() as cursor:
         lines = await newest_lines(cursor, tenant="acme", actor=None, limit=9)
-        verdict = await verify(cursor, AUDIT_KEY, None)
+        verdict = await verify(in_one(cursor), AUDIT_KEY, None)
     assert [(one.actor, one.action, one.object, one.outcome) for one in reversed(lines)] == [
         ("operator:root", "access.suspend", what, "done"),
         ("operator:eve", "access.resume", what, "done"),

@@ -98,7 +98,7 @@ async def test_validation_that_would_take_for_ever_ends_and_keeps_nobody_waiting
     with pytest.raises(FormNotKept, match="was not found out") as refused:
         await hostile
     assert refused.value.field == "body.format.json_schema"
-    assert "simpler" in refused.value.remedy
+    assert "simpler" in str(refused.value.remedy)
 
 
 async def test_what_refers_to_itself_is_validated_as_any_other() -> None:

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -64,6 +65,33 @@ class AuditLine(Struct, frozen=True):
     outcome: str
     syscall_id: str = ""
     detail: dict[str, Any] = {}
+
+
+# Returns the rows of a query.
+Read = Callable[[str, Sequence[object]], Awaitable[list[Any]]]
+
+
+def in_one(cursor: Cursor) -> Read:
+    """Return what reads in a transaction that is open."""
+
+    async def read(query: str, values: Sequence[object]) -> list[Any]:
+        await cursor.execute(query, values)
+        return await cursor.fetchall()
+
+    return read
+
+
+def in_pieces(store: Store) -> Read:
+    """Return what reads each piece of the log in a transaction of its own: no limit of one is met.
+
+    Lines are only ever added, so what was walked does not change while the rest is.
+    """
+
+    async def read(query: str, values: Sequence[object]) -> list[Any]:
+        async with store.as_steward() as cursor:
+            return await in_one(cursor)(query, values)
+
+    return read
 
 
 class ProvenLines(Struct, frozen=True):
@@ -121,7 +149,8 @@ async def begin_chain(cursor: Cursor, operator: str, noted: NotedLine | None) ->
     """
     key = _key_of(cursor)
     last, _ = await _take_turn(cursor)
-    walks, lines = await _walks(cursor, key, noted), await _count_before(cursor, _HIGHEST)
+    read = in_one(cursor)
+    walks, lines = await _walks(read, key, noted), await _count_before(read, _HIGHEST)
     proven = tuple(walk.proven for walk in walks if walk.proven is not None)
     broken = next((walk for walk in walks if walk.broken_seq is not None), None)
     found = Beginning(lines, proven)
@@ -205,44 +234,45 @@ def _keyed(key: bytes, *material: object) -> str:
     return hmac.new(key, msgspec.json.encode(material), hashlib.sha256).hexdigest()
 
 
-async def verify(cursor: Cursor, key: bytes, noted: NotedLine | None) -> AuditVerdict:
+async def verify(read: Read, key: bytes, noted: NotedLine | None) -> AuditVerdict:
     """Walk the newest chain, and what was proven before it when it began.
+
+    `read`: `in_one(cursor)` or `in_pieces(store)`.
 
     It proves that whoever has not the key has changed, added and removed no line of it: those
     excepted that were cut off its end before one behind them was noted.
     """
-    walks = await _walks(cursor, key, noted)
+    walks = await _walks(read, key, noted)
     *before, newest = walks
     told = next((walk for walk in walks if walk.broken_seq is not None), newest)
     lines = sum(walk.lines for walk in walks[: walks.index(told) + 1])
     unproven = 0
     if newest.first > 1:
         proven = sum(walk.lines for walk in before)
-        unproven = max(0, await _count_before(cursor, newest.first) - proven)
+        unproven = max(0, await _count_before(read, newest.first) - proven)
     noted_seq = None if noted is None else noted.seq
     return AuditVerdict(lines, told.broken_seq, told.why, told.hash, unproven, noted_seq)
 
 
-async def _count_before(cursor: Cursor, seq: int) -> int:
-    await cursor.execute("SELECT count(*) AS lines FROM audit WHERE seq < %s", (seq,))
-    lines: int = (await only_row(cursor)).lines
+async def _count_before(read: Read, seq: int) -> int:
+    [row] = await read("SELECT count(*) AS lines FROM audit WHERE seq < %s", (seq,))
+    lines: int = row.lines
     return lines
 
 
-async def _walks(cursor: Cursor, key: bytes, noted: NotedLine | None) -> "list[_Walk]":
+async def _walks(read: Read, key: bytes, noted: NotedLine | None) -> "list[_Walk]":
     """Walk all that is to be proven, in order: the newest chain last, to the end of the log.
 
     Where no chain was begun by the operator's word it is the only one.
     """
-    await cursor.execute(_BEGUN)
-    begun = next((row for row in await cursor.fetchall() if _is_proven(key, row)), None)
+    begun = next((row for row in await read(_BEGUN, ()) if _is_proven(key, row)), None)
     walks: list[_Walk] = []
     if begun is not None:
         before = msgspec.json.decode(begun.detail, type=Beginning)
         walks = [_Walk(key, noted, each.first, each) for each in before.proven]
     walks.append(_Walk(key, noted, 1 if begun is None else begun.seq))
     for walk in walks:
-        await walk.go(cursor, _LOWEST if walks[-1].first == 1 else walk.first)
+        await walk.go(read, _LOWEST if walks[-1].first == 1 else walk.first)
     return walks
 
 
@@ -271,12 +301,11 @@ class _Walk:
         last = self._next - 1
         return ProvenLines(self.first, last, self.hash) if last >= self.first else None
 
-    async def go(self, cursor: Cursor, at: int) -> None:
+    async def go(self, read: Read, at: int) -> None:
         """Read the lines from a number on, to the end or to one behind which nothing is proven."""
         last = _HIGHEST if self._expected is None else self._expected.last
         while True:
-            await cursor.execute(_WALK, (at, last))
-            rows = await cursor.fetchall()
+            rows = await read(_WALK, (at, last))
             if not rows:
                 break
             for row in rows:

@@ -72,7 +72,10 @@ class AccessRevokeToken(Request, frozen=True, tag="access.revoke_token"):
 
 
 class AccessGroups(Request, frozen=True, tag="access.groups"):
-    """List the privilege groups of the tenant, with their members."""
+    """List the privilege groups of the tenant, with their members, by name."""
+
+    limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
+    after: GroupName | None = None  # the last one of the page before
 
 
 class AccessGroupCreate(Request, frozen=True, tag="access.group_create"):
@@ -248,6 +251,7 @@ class Groups(Struct, frozen=True, omit_defaults=True, tag="access.groups"):
     """Privilege groups, by name."""
 
     groups: tuple[Group, ...]
+    more: bool = False  # after the last one there are others
 
 
 class Grant(Struct, frozen=True, omit_defaults=True):

@@ -1,12 +1,13 @@
 """Agents, what waits for a person, and what happened; row-level security says who sees what."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from msgspec import Struct
 
-from aios_broker.access.audit import AuditVerdict, newest_lines, verify
+from aios_broker.access.audit import AuditVerdict, in_pieces, newest_lines, verify
 from aios_broker.access.requests import Decision, list_approvals, one_approval
 from aios_broker.access.rights import KnownAgent, known_agents
 from aios_broker.audit_folder import AuditFolder
@@ -18,7 +19,7 @@ from aios_broker.contract.access import (
     AuditEntry,
     Reason,
 )
-from aios_broker.contract.errors import InvalidSyscall, NotConfigured
+from aios_broker.contract.errors import DeadlineExceeded, InvalidSyscall, NotConfigured
 from aios_broker.postgres.store import Cursor
 from aios_broker.views.settings import decide_as_operator
 from aios_kernel_api.calls import call
@@ -28,6 +29,7 @@ from aios_kernel_api.operations import Answer, Asked, NoQuery, Operation, route_
 from aios_kernel_api.rest.views import OwnerQuery, Page, PageQuery, cut_page, whose_of
 
 MAX_DIGITS = 18
+MOST_VERIFY_S = 60.0  # of a walk along the audit log: some millions of lines
 
 
 @asynccontextmanager
@@ -139,8 +141,15 @@ async def verify_audit(asked: Asked[NoQuery, None]) -> AuditVerdict:
     key, noted = folder.key(), folder.noted()
     if key is None:
         raise _no_audit_key()
-    async with asked.kernel.needed_store.as_steward() as cursor:
-        return await verify(cursor, key, noted)
+    try:
+        async with asyncio.timeout(MOST_VERIFY_S):
+            return await verify(in_pieces(asked.kernel.needed_store), key, noted)
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"the audit log is too long to be walked within {MOST_VERIFY_S:g} s",
+            field="audit",
+            remedy="run `aios audit verify` on the kernel's host: it takes as long as it needs",
+        ) from error
 
 
 def place_in(after: str) -> tuple[str, str]:
@@ -277,7 +286,7 @@ OPERATIONS = (
             words="Verify that the audit log is what was written",
             scope="operator",
             answers={200: Answer(words="What the walk along the chain found", kind=AuditVerdict)},
-            errors=(501,),
+            errors=(501, 504),
         ),
         verify_audit,
     ),

@@ -5,6 +5,7 @@ compared with Postgres from time to time; a crash between the two leaves it behi
 Nothing is permitted because of it alone.
 """
 
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from aios_workers.modules.access.passed_on import end_unfounded
 from aios_workers.modules.operation import Work
 from aios_workers.modules.services import Services
 
+MOST_MEMBERS = 10_000  # of the groups of one page; the first comes in any case
 OneGroup = Work[AccessGroupDelete | AccessGroupAdd | AccessGroupRemove]
 
 _FIND = """
@@ -66,8 +68,13 @@ _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('aios.groups', 0))"
 
 async def groups(work: Work[AccessGroups]) -> Groups:
     """List the groups of the tenant with their members."""
-    found = await known_groups(work.cursor, work.agent.tenant)
-    return Groups(tuple(Group(one.name, one.members) for one in found))
+    body, tenant = work.body, work.agent.tenant
+    after = None if body.after is None else (tenant, body.after)
+    found = await known_groups(work.cursor, tenant, limit=body.limit + 1, after=after)
+    totals = accumulate(len(one.members) for one in found)
+    fitting = sum(total <= MOST_MEMBERS for total in totals)
+    page = found[: min(body.limit, max(1, fitting))]
+    return Groups(tuple(Group(one.name, one.members) for one in page), len(page) < len(found))
 
 
 async def create(work: Work[AccessGroupCreate]) -> Acknowledged:
