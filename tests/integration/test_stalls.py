@@ -15,6 +15,7 @@ from aios_broker.access.requests import Decision
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.llm import LlmBody
+from aios_broker.contract.memory import MemorySearch
 from aios_broker.contract.reply import Reply, Result
 from aios_broker.contract.storage import (
     Diff,
@@ -25,6 +26,7 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_broker.contract.syscall import Body, Syscall, new_id
+from aios_broker.places import Holder
 from aios_broker.queues.records import JobMetadata, Submission
 from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.state_handler import CAPACITY, StateHandler
@@ -174,3 +176,18 @@ async def test_a_diff_that_cannot_be_made_in_time_is_refused(scene: StateScene) 
     assert refused.value.remedy
     same = await scene.ask("ann", StorageDiff("f", 2, 2))
     assert same == Diff("/f", 2, 2, "")
+
+
+async def test_a_long_search_waits_for_its_tenants_last_one_and_nothing_else_does(
+    redis_url: str, database_url: str
+) -> None:
+    long, short = MemorySearch("word " * 200), MemorySearch("word")
+    async with state_scene(redis_url, database_url) as scene:
+        turns = scene.services.long_searches
+        async with turns.one(Holder("default", "bob")):
+            waiting = asyncio.create_task(scene.ask("ann", long))
+            await wait_until_async(lambda: turns.waiting == 1)
+            await scene.ask("ann", short)
+            await replace(scene, tenant="other").ask("ann", long)
+            assert not waiting.done()
+        await waiting

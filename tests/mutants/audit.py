@@ -61,8 +61,8 @@ AUDIT_MUTANTS = (
     Mutant(
         "anybody begins a new chain",
         AUDIT,
-        "in await cursor.fetchall() if _is_proven(key, row)), None)",
-        "in await cursor.fetchall()), None)",
+        "in await read(_BEGUN, ()) if _is_proven(key, row)), None)",
+        "in await read(_BEGUN, ())), None)",
         AUDIT_TEST,
     ),
     Mutant(

@@ -13,6 +13,8 @@ COMPARING_TEST = "tests/unit/test_comparing.py"
 SEARCH_TEST = "tests/integration/test_search.py"
 APPROVALS_TEST = "tests/integration/test_approvals.py"
 
+REFUSALS = "workers/aios_workers/modules/refusals.py"
+REFUSALS_TEST = "tests/integration/test_refusals.py"
 FAIR_TEST = "tests/unit/test_fair_queueing.py"
 
 STALL_MUTANTS = (
@@ -149,5 +151,61 @@ STALL_MUTANTS = (
         "row_number() OVER (ORDER BY nth, asked_at, id) AS place",
         "row_number() OVER (ORDER BY asked_at, id) AS place",
         APPROVALS_TEST,
+    ),
+    Mutant(
+        "validation: whatever a schema is, it is quick work",
+        "workers/aios_workers/llm/validation.py",
+        "if len(schema) * max(len(text), _LEAST_TEXT) > MOST_QUICK:",
+        "if False:",
+        "tests/unit/test_finished.py",
+    ),
+    Mutant(
+        "a short query is with the model beside a long text",
+        "workers/aios_workers/search/embedder.py",
+        "BATCH_CHARACTERS = 512",
+        "BATCH_CHARACTERS = 2_048",
+        "tests/integration/test_embeddings.py",
+    ),
+    Mutant(
+        "long searches of a tenant go all at once",
+        "workers/aios_workers/modules/services.py",
+        "if len(query) <= LONG_QUERY:",
+        "if True:",
+        STALLS_TEST,
+    ),
+    Mutant(
+        "an index step writes nothing before it has done all",
+        INDEXING,
+        "        if time.monotonic() > until_s:\n            break\n",
+        "",
+        SEARCH_TEST,
+    ),
+    Mutant(
+        "refused calls have lines without an end",
+        REFUSALS,
+        "if self._lines[holder] >= OF_AGENT or self._lines[tenant] >= OF_TENANT:",
+        "if False:",
+        REFUSALS_TEST,
+    ),
+    Mutant(
+        "refused calls that are left out are not told",
+        REFUSALS,
+        "            self._left_out += left_out  # they are told of the next time\n",
+        "",
+        REFUSALS_TEST,
+    ),
+    Mutant(
+        "versions of notes that are pushed out are counted for ever",
+        "migrations/schema/limits.sql",
+        "greatest(0, n.old_bytes - gone.bytes)",
+        "n.old_bytes",
+        "tests/integration/test_object_limits.py",
+    ),
+    Mutant(
+        "old versions of notes are not counted",
+        "migrations/schema/limits.sql",
+        "NEW.old_bytes := OLD.old_bytes + aios_note_bytes(",
+        "NEW.old_bytes := 0 * aios_note_bytes(",
+        "tests/integration/test_object_limits.py",
     ),
 )
