@@ -21,7 +21,7 @@ from aios_broker.redis.connection import Connection
 from aios_kernel_api.app import DOORS
 from aios_kernel_api.config import ApiConfig
 from aios_kernel_api.page.login import COOKIE
-from tests.api_scene import ACME, TIMEOUT_S, ApiScene, run, serving
+from tests.api_scene import ACME, GLOBEX, TIMEOUT_S, ApiScene, run, serving
 from tests.page_scene import csrf_in, logged_in, send_form
 from tests.waiting import wait_until
 
@@ -99,7 +99,14 @@ def test_a_login_gives_a_cookie_that_no_script_reads(api: ApiScene) -> None:
 
 @pytest.mark.parametrize(
     "referer",
-    ["https://evil.example/fleet", "//evil.example", "{url}//evil.example", "{url}/logout", ""],
+    [
+        "https://evil.example/fleet",
+        "//evil.example",
+        "{url}//evil.example",
+        "{url}/logout",
+        "{url}/programs/cancel",  # only forms are sent there
+        "",
+    ],
 )
 def test_a_login_leads_nowhere_else(api: ApiScene, referer: str) -> None:
     with httpx.Client(base_url=api.url, timeout=TIMEOUT_S) as client:
@@ -371,3 +378,22 @@ def test_no_other_address_is_linked(url: str) -> None:
         ApiConfig.from_environment(environ)
     assert caught.value.field == "AIOS_API_RQ_DASHBOARD_URL"
     assert "secret" not in str(caught.value)
+
+
+def test_an_operator_finds_an_agent_without_its_tenant(api: ApiScene) -> None:
+    body = {"body": {"type": "tool.echo"}, "program": "sought"}
+    for name, tenant in (("sought-once", ACME), ("sought-twice", ACME), ("sought-twice", GLOBEX)):
+        with api.client(api.token(name, tenant)) as client:
+            client.post("/v1/syscalls", json=body)
+    with logged_in(api, api.operator) as client:
+
+        def finds(name: str, *tenants: str) -> bool:
+            text = client.get("/", params={"agent": name}).text
+            return all(f">{tenant}/{name}<" in text for tenant in tenants)
+
+        wait_until(lambda: finds("sought-once", ACME) and finds("sought-twice", ACME, GLOBEX))
+        assert "acme/sought-once" in client.get("/tokens", params={"agent": "sought-once"}).text
+        several = client.get("/tokens", params={"agent": "sought-twice"})
+        assert several.status_code == 400
+        assert "acme, globex" in several.text
+        assert "There are none" in client.get("/tokens", params={"agent": "nobody-at-all"}).text

@@ -1,7 +1,7 @@
 """The page in a real browser: it follows the kernel; narrow and wide, light and dark."""
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.api_scene import ApiScene
 from tests.page_scene import NARROW, WIDE, Reader, Scheme, findings, visit
@@ -44,6 +44,28 @@ def test_a_program_appears_runs_and_is_cancelled(api: ApiScene, browser: Browser
             assert answer.json()["error"]["code"] == "cancelled"
 
 
+def test_one_tick_is_for_all_that_are_shown(api: ApiScene, browser: Browser) -> None:
+    with api.client(api.token("ticked")) as client:
+        for name in ("first", "second"):
+            client.post("/v1/syscalls", json={"body": CHAT, "program": name})
+        with visit(browser, api, api.operator, "/?agent=ticked") as page:
+            every = page.get_by_label("Tick all that are shown")
+            rows = page.locator("[name=program][type=checkbox]")
+            expect(rows).to_have_count(2)
+            every.check()
+            expect(rows.nth(0)).to_be_checked()
+            rows.nth(1).uncheck()
+            expect(every).not_to_be_checked()
+            every.check()
+            client.post("/v1/syscalls", json={"body": CHAT, "program": "third"})
+            expect(rows).to_have_count(3)  # it has come since, and nobody has ticked it
+            expect(every).not_to_be_checked()
+            every.check()
+            page.get_by_role("button", name="Cancel those").click()
+            page.get_by_role("button", name="Cancel: 3 syscalls").click()
+            expect(page.get_by_role("heading", name="3 of 3 syscalls cancelled")).to_be_visible()
+
+
 def test_filters_stand_in_the_address(api: ApiScene, browser: Browser) -> None:
     with visit(browser, api, api.operator) as page:
         page.get_by_label("State").select_option("failed")
@@ -80,30 +102,6 @@ def test_a_token_that_is_revoked_ends_the_view(api: ApiScene, browser: Browser) 
         expect(page.get_by_label("Token")).to_be_visible()
 
 
-def test_a_token_that_expires_asks_for_another_and_goes_on(api: ApiScene, browser: Browser) -> None:
-    token = api.token("browser-expires", ttl_s=4)
-    view = "/?state=failed&program=a"
-    with visit(browser, api, token, view) as page:
-        expect(page.get_by_role("heading", name="Programs")).to_be_visible()
-        expect(page.get_by_text("has expired")).to_be_visible()
-        page.get_by_label("Token").fill(api.token("browser-expires"))
-        page.keyboard.press("Enter")
-        expect(page.get_by_label("State")).to_have_value("failed")
-        assert page.url == f"{api.url}{view}"
-
-
-def test_what_somebody_is_writing_outlives_the_login(api: ApiScene, browser: Browser) -> None:
-    token = api.token("browser-writes")
-    with visit(browser, api, token) as page:
-        field = page.get_by_label("Program")
-        field.fill("half a na")
-        api.revoke("browser-writes")
-        expect(page.get_by_text("Your login is over")).to_be_visible()
-        expect(field).to_have_value("half a na")
-        page.reload()
-        expect(page.get_by_label("Token")).to_be_visible()
-
-
 def test_a_form_that_is_sent_too_late_leads_back_to_its_view(
     api: ApiScene, browser: Browser
 ) -> None:
@@ -115,6 +113,61 @@ def test_a_form_that_is_sent_too_late_leads_back_to_its_view(
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_role("heading", name="Programs")).to_be_visible()
         assert page.url == f"{api.url}/"
+
+
+def _typed(page: Page, name: str) -> Locator:
+    """Type the name of a group that is to be made; return the form."""
+    form = page.locator("form[action='/groups']")
+    form.get_by_label("Name").fill(name)
+    return form
+
+
+def _log_in_again(page: Page, token: str) -> None:
+    page.get_by_label("Token of").fill(token)
+    page.get_by_role("button", name="Log in").click()
+
+
+def test_a_token_that_expires_asks_for_a_login_and_what_was_typed_stays(
+    api: ApiScene, browser: Browser
+) -> None:
+    token = api.token("expires-here", ttl_s=6.0)
+    with visit(browser, api, token, "/groups") as page:
+        form = _typed(page, "typed-before")
+        expect(page.get_by_text("The login is over")).to_be_visible()
+        assert findings(page) == []
+        _log_in_again(page, "aios_nonsense")
+        expect(page.get_by_text("was revoked, or has expired")).to_be_visible()
+        with page.expect_request("**/live?*"):  # the page follows the kernel again
+            _log_in_again(page, api.token("expires-here"))
+        expect(page.get_by_text("The login is over")).to_be_hidden()
+        expect(form.get_by_label("Name")).to_have_value("typed-before")
+        form.get_by_role("button", name="Make it").click()
+        expect(page.get_by_role("row").filter(has_text="typed-before")).to_be_visible()
+
+
+def test_a_form_is_not_sent_with_a_login_that_is_over(api: ApiScene, browser: Browser) -> None:
+    with visit(browser, api, api.token("sends-late"), "/groups") as page:
+        form = _typed(page, "typed-late")
+        sent: list[str] = []
+        page.on("request", lambda one: sent.extend([one.url] * (one.method == "POST")))
+        api.revoke("sends-late")
+        form.get_by_role("button", name="Make it").click()  # before the stream tells
+        expect(page.get_by_text("The login is over")).to_be_visible()
+        assert sent == []
+        _log_in_again(page, api.token("sends-late"))
+        expect(page.get_by_text("The login is over")).to_be_hidden()
+        form.get_by_role("button", name="Make it").click()
+        expect(page.get_by_role("row").filter(has_text="typed-late")).to_be_visible()
+
+
+def test_somebody_elses_login_is_another_page(api: ApiScene, browser: Browser) -> None:
+    with visit(browser, api, api.token("goes-home"), "/groups") as page:
+        _typed(page, "not-bobs")
+        api.revoke("goes-home")
+        expect(page.get_by_text("The login is over")).to_be_visible()
+        _log_in_again(page, api.colleague)
+        expect(page.get_by_role("heading", name="Programs")).to_be_visible()
+        expect(page.locator(".who")).to_have_text("bob")
 
 
 def test_without_javascript_it_is_a_list_and_a_sentence(api: ApiScene, browser: Browser) -> None:

@@ -3,7 +3,9 @@
 from functools import partial
 
 import httpx
+import psycopg
 
+from aios_broker.ledger.programs import LOOKED_AT
 from tests.api_scene import ACME, ApiScene
 from tests.integration.test_page_decisions import asked_to_delete
 from tests.page_scene import logged_in, send_form
@@ -14,6 +16,14 @@ TWO_SECONDS: dict[str, object] = {
     "messages": [{"role": "user", "content": "Go on."}],
     "max_tokens": 400,
 }
+
+_LONG_AGO = """
+    INSERT INTO syscall (job_id, module, agent, program, tenant, kind, state, submitted_at,
+                         attempts, slices, suspensions, tokens, ran_ms, worker)
+    SELECT md5('long ago ' || n), 'tool', 'ancient', 'ancient', 'ancient', 'tool.echo', 'finished',
+           timestamptz '2001-01-01' + n * interval '1 s', 1, 1, 0, 0, 0, ''
+      FROM generate_series(1, %s) AS n
+"""
 
 
 def state_of(client: httpx.Client, syscall: str) -> str:
@@ -56,6 +66,26 @@ def test_what_has_failed_runs_again_once_it_was_confirmed(api: ApiScene) -> None
         assert "2 of 2 syscalls submitted again" in done.text
         for each in asked:
             wait_until(partial(is_finished, agent, each))
+
+
+def test_what_was_not_looked_through_is_said(api: ApiScene) -> None:
+    name = "page-far-back"
+    with api.client(api.token(name)) as agent, logged_in(api, api.operator) as operator:
+        failed(agent, "far-back")
+        wait_until(lambda: is_listed(operator, name))
+        program = f"{ACME} {name} far-back"
+        asked = send_form(operator, "/programs/retry", program=program)
+        assert "were looked through" not in asked.text
+        long_ago(api, LOOKED_AT)  # with the one above one more than is looked at
+        asked = send_form(operator, "/programs/retry", program=program)
+        assert f"Only the newest {LOOKED_AT} syscalls of the kernel were looked through" in asked.text
+        assert "<strong>1 syscall.</strong>" in asked.text
+
+
+def long_ago(api: ApiScene, number: int) -> None:
+    """Have the ledger know of so many syscalls of the year 2001."""
+    with psycopg.connect(api.database_url.replace("+psycopg", "")) as connection:
+        connection.execute(_LONG_AGO, (number,))
 
 
 def test_why_others_are_not_run_again_is_said(api: ApiScene) -> None:

@@ -30,6 +30,7 @@ _FAILED = b"""
      WHERE state = 'failed'
      ORDER BY submitted_at
 """
+_BEYOND = b"SELECT submitted_at FROM syscall ORDER BY submitted_at DESC OFFSET %s LIMIT 1"
 
 
 class RecentProgram(Struct, frozen=True):
@@ -76,12 +77,22 @@ class FailedSyscall(Struct, frozen=True):
         return self.tenant, self.agent, tree_of(self.program)
 
 
-async def failed_syscalls(database: Database) -> list[FailedSyscall]:
-    """Return those of the newest syscalls that have failed, oldest first.
+class FailedSyscalls(Struct, frozen=True):
+    """Those of the newest syscalls that have failed, oldest first."""
+
+    found: list[FailedSyscall]
+    looked_back_to: datetime | None  # what was submitted before was not looked at; None: nothing was
+
+
+async def failed_syscalls(database: Database) -> FailedSyscalls:
+    """Return those of the newest syscalls that have failed.
 
     Raises:
         DatabaseUnavailable: Postgres does not answer.
     """
     async with database.transaction() as cursor:
         await cursor.execute(_FAILED, (LOOKED_AT,))
-        return [FailedSyscall(*row) for row in await cursor.fetchall()]
+        found = [FailedSyscall(*row) for row in await cursor.fetchall()]
+        await cursor.execute(_BEYOND, (LOOKED_AT,))
+        beyond = await cursor.fetchone()
+    return FailedSyscalls(found, None if beyond is None else beyond[0])

@@ -7,6 +7,7 @@ POST /programs/retry     run again what has failed of them lately
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,7 +16,7 @@ from starlette.routing import Route
 from aios_broker.contract.errors import Cancelled, InvalidRequest
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
-from aios_broker.ledger.programs import failed_syscalls
+from aios_broker.ledger.programs import LOOKED_AT, failed_syscalls
 from aios_broker.queues.quota import Subject
 from aios_broker.views.programs import Key
 from aios_kernel_api.identity import Caller, caller_of
@@ -30,6 +31,19 @@ Counts = Counter[str]  # what became of how many, by the kernel's word
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """The syscalls that it concerns."""
+
+    calls: Calls
+    looked_back_to: datetime | None = None  # earlier ones were not looked at; None: all were
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return sum(map(len, self.calls.values()))
+
+
+@dataclass(frozen=True, slots=True)
 class Bulk:
     """One thing that is done to many programs."""
 
@@ -38,7 +52,7 @@ class Bulk:
     done: str
     warning: str
     words: Mapping[str, str]  # why it was not done, by the kernel's word
-    find: Callable[[Kernel, Sequence[Key]], Awaitable[Calls]]
+    find: Callable[[Kernel, Sequence[Key]], Awaitable[Found]]
     do: Callable[[Kernel, Caller, Calls], Awaitable[Counts]]
 
     def route(self) -> Route:
@@ -47,19 +61,19 @@ class Bulk:
         async def asked(request: Request, form: Form) -> Response:
             kernel, caller = kernel_of(request), caller_of(request)
             names = list(dict.fromkeys(each for each in form.all("program") if each))
-            calls = await self.find(kernel, _keys(caller, names))
-            count = sum(map(len, calls.values()))
+            found = await self.find(kernel, _keys(caller, names))
             back = form.one("back")
             back = back if back.startswith("/?") else "/"
             became = None
             if form.one("confirm") == "yes":
-                became = await self.do(kernel, caller, calls)
+                became = await self.do(kernel, caller, found.calls)
             return await page(
                 request,
                 "bulk.html",
                 bulk=self,
                 names=names,
-                count=count,
+                found=found,
+                looked_at=LOOKED_AT,
                 back=back,
                 became=became,
             )
@@ -82,9 +96,9 @@ def _keys(caller: Caller, names: Iterable[str]) -> Sequence[Key]:
     return keys
 
 
-async def _alive(kernel: Kernel, keys: Sequence[Key]) -> Calls:
+async def _alive(kernel: Kernel, keys: Sequence[Key]) -> Found:
     subjects = [Subject.of_program(program, agent, tenant) for tenant, agent, program in keys]
-    return {module: await kernel.control.all_owned(subjects, module) for module in MODULES}
+    return Found({each: await kernel.control.all_owned(subjects, each) for each in MODULES})
 
 
 async def _cancel(kernel: Kernel, caller: Caller, calls: Calls) -> Counts:
@@ -95,13 +109,14 @@ async def _cancel(kernel: Kernel, caller: Caller, calls: Calls) -> Counts:
     return became
 
 
-async def _failed(kernel: Kernel, keys: Sequence[Key]) -> Calls:
+async def _failed(kernel: Kernel, keys: Sequence[Key]) -> Found:
     wanted = frozenset(keys)
     found: dict[Module, list[str]] = {module: [] for module in MODULES}
-    for one in await failed_syscalls(kernel.needed_database):
+    failed = await failed_syscalls(kernel.needed_database)
+    for one in failed.found:
         if one.key in wanted:
             found[one.module].append(one.job_id)
-    return found
+    return Found(found, failed.looked_back_to)
 
 
 async def _retry(kernel: Kernel, _caller: Caller, calls: Calls) -> Counts:

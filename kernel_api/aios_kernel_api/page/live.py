@@ -3,32 +3,28 @@
     GET /live?part=...&part=...     server-sent events: each part that has changed
     GET /parts?part=...&part=...    the same at once, for where streams do not get through
 
-A stream ends when the process stops or the token is no longer good; the page opens another one.
+A stream ends when the process stops, and the page opens another one; or when the token is no longer
+good, and the page asks for a login.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import nullcontext
 
-import msgspec
 from markupsafe import Markup
 from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aios_broker.contract.errors import InvalidRequest, KernelError, Unauthenticated
-from aios_broker.retry import now_s
-from aios_kernel_api.events import RETRY, EventStream
-from aios_kernel_api.identity import caller_of, with_rights
-from aios_kernel_api.kernel import Kernel, kernel_of
+from aios_broker.contract.errors import InvalidRequest
+from aios_kernel_api.events import EventStream
+from aios_kernel_api.identity import Caller, caller_of
+from aios_kernel_api.kernel import kernel_of
 from aios_kernel_api.operations import json_response
 from aios_kernel_api.page.forms import shows
-from aios_kernel_api.page.login import who_looks
 from aios_kernel_api.page.parts import EVERY_S, Parts
-from aios_kernel_api.problems import told
+from aios_kernel_api.page.streams import follow, page_event
 
 MAX_PARTS = 16
-BEAT_S = 5.0  # so often it says that it lives, and looks whether the token still does
 
 
 class PartEvent(Struct, frozen=True):
@@ -78,46 +74,18 @@ def _addresses(request: Request) -> Sequence[str]:
     return found
 
 
-async def _told(request: Request, addresses: Sequence[str]) -> AsyncGenerator[bytes, None]:
-    kernel, caller = kernel_of(request), caller_of(request)
+def _told(request: Request, addresses: Sequence[str]) -> AsyncGenerator[bytes, None]:
+    kernel = kernel_of(request)
     sent: dict[str, Markup] = {}
-    trouble, beat_s = "", 0.0
-    yield RETRY
-    while not kernel.stopping.is_set():
-        try:
-            if now_s() >= beat_s:
-                caller = await with_rights(await who_looks(request.headers, kernel), kernel)
-                beat_s = now_s() + BEAT_S
-                yield _event("beat", None)
-            for each in addresses:
-                html = await parts_of(request).html(kernel, caller, each)
-                if sent.get(each) != html:
-                    sent[each] = html
-                    yield _event("part", PartEvent(each, str(html)))
-            if trouble:
-                trouble = ""
-                yield _event("trouble", "")
-        except Unauthenticated:
-            yield _event("over", None)
-            return
-        except KernelError as error:
-            if (said := str(told(error))) != trouble:
-                trouble = said
-                yield _event("trouble", said)
-        await _pause(kernel)
 
+    async def changed(caller: Caller) -> AsyncGenerator[bytes, None]:
+        for each in addresses:
+            html = await parts_of(request).html(kernel, caller, each)
+            if sent.get(each) != html:
+                sent[each] = html
+                yield page_event("part", PartEvent(each, str(html)))
 
-async def _pause(kernel: Kernel) -> None:
-    """Wait a moment, or until the process is told to stop."""
-    try:
-        async with asyncio.timeout(EVERY_S):
-            await kernel.stopping.wait()
-    except TimeoutError:
-        return
-
-
-def _event(name: str, data: object) -> bytes:
-    return f"event: {name}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
+    return follow(request, changed, EVERY_S)
 
 
 ROUTES = [shows("/live", live), shows("/parts", parts)]

@@ -13,7 +13,8 @@ from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.page.forms import shows
 from aios_kernel_api.page.pages import live_page
 from aios_kernel_api.page.parts import Part, address_of
-from aios_kernel_api.rest.views import Who, whose_of
+from aios_kernel_api.page.whose import whose_programs
+from aios_kernel_api.rest.views import Who
 
 PAGE_LENGTH = 50
 STATES: tuple[ProgramState, ...] = ("parked", "running", "waiting", "held", "failed", "done")
@@ -60,7 +61,7 @@ async def programs(kernel: Kernel, caller: Caller, query: ProgramQuery) -> Mappi
     """Return a page of programs."""
     reader = ProgramReader(kernel.functions, kernel.keys, kernel.database)
     wanted = Wanted(
-        whose_of(caller, query.tenant, query.agent),
+        await whose_programs(kernel, caller, query.tenant, query.agent),
         query.state,
         query.program,
         query.core,

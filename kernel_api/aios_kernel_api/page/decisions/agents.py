@@ -21,6 +21,7 @@ from aios_kernel_api.page.html import HEADERS
 from aios_kernel_api.page.pages import page
 from aios_kernel_api.page.parts import address_of, query_from
 from aios_kernel_api.page.rest import ask
+from aios_kernel_api.page.whose import meant_tenant
 from aios_kernel_api.rest import access, rights, settings
 from aios_kernel_api.rest.rights import Suspension
 from aios_kernel_api.rest.settings import QuotaLine
@@ -46,7 +47,7 @@ async def view(request: Request) -> Response:
     kernel, caller = kernel_of(request), caller_of(request)
     suspensions = await _suspensions(kernel, caller)
     query = query_from(dict(request.query_params), AccessQuery)
-    found = await ask(kernel, caller, access.agents, query=_page(query))
+    found = await ask(kernel, caller, access.agents, query=await _page(kernel, caller, query))
     return await page(
         request,
         "decisions/agents.html",
@@ -113,7 +114,7 @@ def _lists(path: str, handler: Callable[[Asked[Any, Any]], Awaitable[Page[Any]]]
     async def view_list(request: Request) -> Response:
         query = query_from(dict(request.query_params), AccessQuery)
         kernel, caller = kernel_of(request), caller_of(request)
-        found = await ask(kernel, caller, handler, query=_page(query))
+        found = await ask(kernel, caller, handler, query=await _page(kernel, caller, query))
         return await page(
             request,
             f"decisions{path}.html",
@@ -127,8 +128,9 @@ def _lists(path: str, handler: Callable[[Asked[Any, Any]], Awaitable[Page[Any]]]
     return shows(path, view_list)
 
 
-def _page(query: AccessQuery) -> dict[str, str]:
-    wanted = {"tenant": query.tenant, "agent": query.agent, "after": query.after}
+async def _page(kernel: Kernel, caller: Caller, query: AccessQuery) -> dict[str, str]:
+    tenant = await meant_tenant(kernel, caller, query.tenant, query.agent)
+    wanted = {"tenant": tenant, "agent": query.agent, "after": query.after}
     return {
         "limit": str(PAGE_LENGTH),
         **{name: value for name, value in wanted.items() if value is not None},

@@ -3,7 +3,9 @@
 // A part is an element with `data-live`: its address. What changed in it is changed in place, so
 // that ticks, focus and what is being read stay. A hidden tab asks for nothing.
 
+import { isLoggedIn, loggedOut } from "./login.js";
 import { morph } from "./morph.js";
+import "./ticks.js";
 
 const SETTLE_MS = 150; // parts scroll in and out of view
 const OPENS_MS = 5_000; // the server says something at once: a stream without that is held up
@@ -115,25 +117,16 @@ function away() {
   say("The kernel is away; what you see is as it was. This page goes on when it is back.");
 }
 
-// The login is over: its form takes the page's place, but for one where something has been written.
 function over() {
   close();
-  const written = [...document.querySelectorAll("main textarea, main input")].some(
-    (field) => field.type !== "checkbox" && field.type !== "hidden" && field.value !== field.defaultValue,
-  );
-  if (!written) {
-    location.reload();
-    return;
-  }
-  say("Your login is over, and nothing is taken from here any more. Copy what you have written, then load the page anew to log in.");
+  loggedOut();
 }
 
 // The stream was refused: is the login over, or nobody there?
 async function ask() {
   const mine = turn;
   try {
-    const answer = await fetch(location.href, { method: "HEAD", cache: "no-store" });
-    if (answer.status === 401) {
+    if (!(await isLoggedIn())) {
       over();
       return;
     }
@@ -200,6 +193,7 @@ function watch() {
 
 document.addEventListener("visibilitychange", changed);
 document.addEventListener("htmx:afterSettle", watch);
+document.addEventListener("loggedin", restart);
 addEventListener("pagehide", close);
 addEventListener("pageshow", (event) => event.persisted && restart());
 watch();

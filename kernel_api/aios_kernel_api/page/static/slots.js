@@ -138,6 +138,7 @@ new ResizeObserver(() => {
 }).observe(root);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawn);
 document.addEventListener("visibilitychange", open);
+document.addEventListener("loggedin", open);
 addEventListener("pagehide", close);
 addEventListener("pageshow", (event) => event.persisted && open());
 drawCharts();
