@@ -46,6 +46,7 @@ from tests.a2a_client import (
     to_the_end,
 )
 from tests.api_scene import ACME, GLOBEX, ApiScene
+from tests.waiting import wait_until_async
 
 # Who answers.
 
@@ -263,21 +264,22 @@ async def test_a_task_is_cancelled_once(api: ApiScene) -> None:
 
 
 async def test_tasks_are_listed_newest_first_in_pages(api: ApiScene) -> None:
+    asks = TaskState.TASK_STATE_INPUT_REQUIRED
     async with speaking(api, api.token()) as client:
         begun = [(await asked(client, context_id=f"room-{n % 2}")).id for n in range(3)]
-        first = await client.list_tasks(ListTasksRequest(page_size=2))
+        first = await client.list_tasks(ListTasksRequest(status=asks, page_size=2))
         rest = await client.list_tasks(
-            ListTasksRequest(page_size=2, page_token=first.next_page_token)
+            ListTasksRequest(status=asks, page_size=2, page_token=first.next_page_token)
         )
-        room = await client.list_tasks(ListTasksRequest(context_id="room-0"))
+        room = await client.list_tasks(ListTasksRequest(status=asks, context_id="room-0"))
         working = await client.list_tasks(ListTasksRequest(status=TaskState.TASK_STATE_WORKING))
         await client.cancel_task(CancelTaskRequest(id=first.tasks[-1].id))
         later = await client.list_tasks(
-            ListTasksRequest(page_size=2, page_token=first.next_page_token)
+            ListTasksRequest(status=asks, page_size=2, page_token=first.next_page_token)
         )
         for task_id in (begun[0], begun[2]):
             await client.cancel_task(CancelTaskRequest(id=task_id))
-        none = await client.list_tasks(ListTasksRequest())
+        none = await client.list_tasks(ListTasksRequest(status=asks))
 
     assert [task.id for task in (*first.tasks, *rest.tasks)] == begun[::-1]
     assert (first.total_size, rest.next_page_token) == (3, "")
@@ -285,6 +287,27 @@ async def test_tasks_are_listed_newest_first_in_pages(api: ApiScene) -> None:
     assert [task.id for task in room.tasks] == [begun[2], begun[0]]
     assert not working.tasks
     assert not none.tasks
+
+
+async def test_a_task_that_has_ended_is_listed_for_as_long_as_it_is_kept(api: ApiScene) -> None:
+    async with speaking(api, api.token()) as client, speaking(api, api.token()) as stranger:
+        last = (await heard(client, "Hello."))[-1]
+        task_id = last.status_update.task_id or last.artifact_update.task_id or last.task.id
+        done = ListTasksRequest(status=TaskState.TASK_STATE_COMPLETED)
+
+        async def is_listed() -> bool:
+            return [one.id for one in (await client.list_tasks(done)).tasks] == [task_id]
+
+        await wait_until_async(is_listed)  # the ledger has it a moment later
+        done.include_artifacts = True
+        [whole] = (await client.list_tasks(done)).tasks
+        [bare] = (await client.list_tasks(ListTasksRequest())).tasks
+        others = await stranger.list_tasks(ListTasksRequest())
+
+    assert whole.artifacts
+    assert whole.context_id == bare.context_id
+    assert not bare.artifacts
+    assert not others.tasks
 
 
 async def test_an_operator_begins_no_task(api: ApiScene) -> None:

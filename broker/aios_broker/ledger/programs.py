@@ -1,4 +1,4 @@
-"""Which programs have submitted something lately, from the ledger: at a cost that has a bound."""
+"""Which programs and syscalls there were lately, from the ledger: at a cost that has a bound."""
 
 from datetime import datetime
 
@@ -29,6 +29,13 @@ _FAILED = b"""
               FROM syscall ORDER BY submitted_at DESC LIMIT %s) AS newest
      WHERE state = 'failed'
      ORDER BY submitted_at
+"""
+_RECENT = b"""
+    SELECT job_id, program, submitted_at
+      FROM (SELECT job_id, tenant, agent, program, submitted_at
+              FROM syscall ORDER BY submitted_at DESC LIMIT %s) AS newest
+     WHERE tenant = %s AND agent = %s
+     ORDER BY submitted_at DESC LIMIT %s
 """
 _BEYOND = b"SELECT submitted_at FROM syscall ORDER BY submitted_at DESC OFFSET %s LIMIT 1"
 
@@ -62,6 +69,27 @@ async def recent_programs(
         return [RecentProgram(*row) for row in await cursor.fetchall()]
 
 
+class RecentSyscall(Struct, frozen=True):
+    """One of the newest syscalls."""
+
+    job_id: str
+    program: str
+    submitted_at: datetime
+
+
+async def recent_syscalls(
+    database: Database, tenant: str, agent: str, limit: int
+) -> list[RecentSyscall]:
+    """Return an agent's syscalls among the newest of all, newest first.
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    async with database.transaction() as cursor:
+        await cursor.execute(_RECENT, (LOOKED_AT, tenant, agent, limit))
+        return [RecentSyscall(*row) for row in await cursor.fetchall()]
+
+
 class FailedSyscall(Struct, frozen=True):
     """One of the newest syscalls that has failed."""
 
@@ -81,7 +109,9 @@ class FailedSyscalls(Struct, frozen=True):
     """Those of the newest syscalls that have failed, oldest first."""
 
     found: list[FailedSyscall]
-    looked_back_to: datetime | None  # what was submitted before was not looked at; None: nothing was
+    looked_back_to: (
+        datetime | None
+    )  # what was submitted before was not looked at; None: nothing was
 
 
 async def failed_syscalls(database: Database) -> FailedSyscalls:

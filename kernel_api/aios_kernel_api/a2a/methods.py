@@ -7,7 +7,6 @@ GetExtendedAgentCard                the card of the token's agent
 ...PushNotificationConfig...        refused: the kernel calls nobody
 """
 
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -21,12 +20,11 @@ from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.syscall import MODULES, Syscall, check_syscall, new_id
 from aios_broker.queues.contexts import ContextOwner, Contexts
-from aios_broker.queues.quota import Subject
 from aios_broker.queues.records import JobView
 from aios_broker.queues.responses import Responses
-from aios_broker.views.live import owned_jobs
 from aios_kernel_api.a2a.cards import agent_card
 from aios_kernel_api.a2a.following import Following
+from aios_kernel_api.a2a.listing import task_page
 from aios_kernel_api.a2a.messages import (
     CONTEXT_PREFIX,
     TaskAnswer,
@@ -50,7 +48,7 @@ from aios_kernel_api.a2a.model import (
     TaskStatus,
 )
 from aios_kernel_api.a2a.refusals import Refusal, invalid
-from aios_kernel_api.a2a.tasks import Seen, live_task, look
+from aios_kernel_api.a2a.tasks import Seen, look
 from aios_kernel_api.bodies import unless_left
 from aios_kernel_api.gateway.labels import labels_of
 from aios_kernel_api.gateway.state import gateway_of
@@ -60,8 +58,6 @@ from aios_kernel_api.operations import Asked, NoQuery
 from aios_kernel_api.rest import access
 
 KEPT = b"1"  # all that is kept of a conversation beside its context
-MOST_LISTED = 1_000  # tasks of one agent that a list looks at
-_PLACE = re.compile(r"(-?[0-9]{1,15}):([0-9a-f]{32})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,60 +245,8 @@ async def cancel(call: Call, params: TaskParams) -> Task:
 
 
 async def list_tasks(call: Call, params: ListParams) -> TaskPage:
-    """Return the agent's tasks that have not ended, newest first.
-
-    Raises:
-        InvalidSyscall: by when they changed, which is not known of those that run.
-    """
-    if params.status_timestamp_after is not None:
-        raise invalid(
-            "statusTimestampAfter",
-            "when a task changed last is not known",
-            "leave it out: the newest come first",
-        )
-    after = _place(params.page_token)
-    jobs = [one for one in await _own_jobs(call) if _is_meant(one, params)]
-    rest = sorted((one for one in jobs if after is None or _age(one) > after), key=_age)
-    page = rest[: params.page_size]
-    last = "{}:{}".format(*_age(page[-1])) if len(page) < len(rest) else ""
-    return TaskPage([live_task(one) for one in page], last, len(page), len(jobs))
-
-
-async def _own_jobs(call: Call) -> list[JobView]:
-    owner = require_agent(call.caller)
-    subject = Subject.of_agent(owner.agent, owner.tenant)
-    found: dict[str, JobView] = {}
-    after: str | None = ""
-    while after is not None and len(found) < MOST_LISTED:
-        owned = await owned_jobs(call.kernel.control, subject, MODULES, MOST_LISTED, after)
-        found.update((one.job_id, one) for one in owned.jobs)
-        after = owned.after
-    return list(found.values())
-
-
-def _is_meant(job: JobView, params: ListParams) -> bool:
-    state = live_task(job).status.state
-    return params.context_id in ("", job.metadata.program) and params.status in (
-        "TASK_STATE_UNSPECIFIED",
-        state,
-    )
-
-
-def _age(job: JobView) -> tuple[int, str]:
-    """Return a task's place among its agent's: the newest has the lowest."""
-    return -round(job.submitted_at_s * 1000), job.job_id
-
-
-def _place(token: str) -> tuple[int, str] | None:
-    """Return the place behind which a page begins: that of the last task of the one before."""
-    if not token:
-        return None
-    found = _PLACE.fullmatch(token)
-    if found is None:
-        raise invalid(
-            "pageToken", "it is of no page", "send the nextPageToken of the page before, or none"
-        )
-    return int(found[1]), found[2]
+    """Return the agent's tasks, newest first."""
+    return await task_page(call.kernel, require_agent(call.caller), params)
 
 
 # What else there is.

@@ -140,6 +140,7 @@ class ListParams(Wire, frozen=True):
     page_token: Annotated[str, Meta(max_length=100)] = ""
     history_length: HistoryLength | None = None
     status_timestamp_after: str | None = None
+    include_artifacts: bool = False
 
 
 class NoParams(Wire, frozen=True):

@@ -174,6 +174,11 @@ def ended_task(reply: Reply, context_id: str, timestamp: str = "") -> Task:
     return Task(reply.id, context_id, TaskStatus(state, message, timestamp))
 
 
+def without_artifacts(task: Task) -> Task:
+    """Return a task without what it made."""
+    return msgspec.structs.replace(task, artifacts=())
+
+
 def artifacts_of(result: Result) -> Sequence[Artifact]:
     """Return what a result says: its text, and all else as data."""
     data: Json = msgspec.to_builtins(result)
