@@ -1,4 +1,4 @@
-"""Which tasks an agent has: those that have not ended, and of those that have what is still kept."""
+"""Which tasks an agent has: such as have not ended, and of those that have what is still kept."""
 
 import asyncio
 import re

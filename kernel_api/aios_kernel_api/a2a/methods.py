@@ -18,7 +18,7 @@ from starlette.requests import Request
 
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.names import Module, Owner
-from aios_broker.contract.syscall import MODULES, Syscall, check_syscall, new_id
+from aios_broker.contract.syscall import Syscall, check_syscall, new_id
 from aios_broker.queues.contexts import ContextOwner, Contexts
 from aios_broker.queues.records import JobView
 from aios_broker.queues.responses import Responses

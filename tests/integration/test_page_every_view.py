@@ -1,0 +1,141 @@
+"""Every view of the page, wide and narrow, light and dark: it fits, and axe finds nothing serious.
+
+PAGE_SHOTS=FOLDER keeps a picture of each, as view-width-scheme.png.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.api_scene import ACME, ApiScene
+from tests.integration.test_page_bulk import failed, is_listed
+from tests.integration.test_page_decisions import asked_to_delete
+from tests.page_scene import NARROW, WIDE, Reader, Scheme, findings, logged_in, visit
+from tests.waiting import wait_until
+
+AGENT = "seen-by-all"
+LONG_NAME = "a-program/of-a-name-that-is-as-long-as-names-may-be/" + "x" * 90
+CHAT: dict[str, object] = {
+    "type": "llm.chat",
+    "messages": [{"role": "user", "content": "Tell me <b>everything</b> that you know."}],
+    "max_tokens": 16_000,
+}
+SHORT: dict[str, object] = {**CHAT, "max_tokens": 12}
+SCHEMES: tuple[Scheme, ...] = ("light", "dark")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A view: where it is, for whom, and what leads there from its address."""
+
+    name: str
+    path: str
+    whose: str = "operator"
+    go: Callable[[Page], None] | None = None
+
+
+def _press(name: str, tick: str = "") -> Callable[[Page], None]:
+    def go(page: Page) -> None:
+        if tick:
+            page.get_by_label(tick).check()
+        page.get_by_role("button", name=name).click()
+        expect(page.get_by_role("link", name="Leave them")).to_be_visible()
+
+    return go
+
+
+def _edit(page: Page) -> None:
+    page.get_by_text("Let it run with other arguments").click()
+    page.locator("textarea").fill('{"path": "/narrower.md"}')
+    page.get_by_role("button", name="Show what this changes").click()
+    expect(page.get_by_role("heading", name="What your edit changes")).to_be_visible()
+
+
+def _lose_login(page: Page) -> None:
+    page.context.clear_cookies()
+    page.locator("form[action='/groups']").get_by_label("Name").fill("typed")
+    page.get_by_role("button", name="Make it").click()
+    expect(page.get_by_text("The login is over")).to_be_visible()
+
+
+PROGRAM = f"/program?tenant={ACME}&agent={AGENT}&program="
+VIEWS = (
+    View("login", "/login", "nobody"),
+    View("programs", "/"),
+    View("programs-failed", "/?failed=true"),
+    View("programs-none", "/?agent=nobody-at-all"),
+    View("programs-of-an-agent", "/", "agent"),
+    View("program-compact", f"{PROGRAM}paper"),
+    View("program-timeline", f"{PROGRAM}paper&view=timeline"),
+    View("program-everything", f"{PROGRAM}paper&view=everything"),
+    View("cancel", f"/?agent={AGENT}", go=_press("Cancel those", "Tick all that are shown")),
+    View("retry", f"/?agent={AGENT}", go=_press("Run again what", "Tick all that are shown")),
+    View("slots", "/slots"),
+    View("fleet", "/fleet"),
+    View("approvals", "/approvals"),
+    View("approvals-all", "/approvals?state=all"),
+    View("approvals-of-an-agent", "/approvals", "agent"),
+    View("approval", "/approvals/{approval}"),
+    View("edit", "/approvals/{approval}", go=_edit),
+    View("approve", "/approvals", go=_press("Approve those", "Tick all that are shown")),
+    View("deny", "/approvals", go=_press("Deny those", "Tick all that are shown")),
+    View("agents", "/agents"),
+    View("agent", f"/agents/{ACME}/{AGENT}"),
+    View("tokens", "/tokens"),
+    View("groups", "/groups"),
+    View("groups-of-an-agent", "/groups", "agent"),
+    View("grants", "/grants"),
+    View("grants-of-an-agent", "/grants", "agent"),
+    View("quotas", "/quotas"),
+    View("policy", "/policy"),
+    View("audit", "/audit"),
+    View("error", "/approvals/nonsense"),
+    View("login-over", "/groups", "agent", go=_lose_login),
+)
+
+
+@pytest.fixture(scope="module")
+def approval(api: ApiScene) -> Iterator[str]:
+    """Yield the id of an approval that waits, with something of everything besides."""
+    with api.client(api.token(AGENT)) as agent, logged_in(api, api.operator) as operator:
+        going = []
+        for program in ("paper", "paper/search", LONG_NAME):
+            going.append(agent.post("/v1/syscalls", json={"body": CHAT, "program": program}))
+            agent.post("/v1/syscalls?wait_s=20", json={"body": SHORT, "program": program})
+        failed(agent, "broken")
+        asked = [asked_to_delete(agent, f"/plans/{name}.md") for name in ("old", "older")]
+        group = {"body": {"type": "access.group_create", "group": "readers"}}
+        agent.post("/v1/syscalls?wait_s=20", json=group)
+        with api.client(api.operator) as client:
+            limits = {"module": "llm", "tenant": ACME, "agent": AGENT, "max_running": 4}
+            client.put("/v1/quotas", json=limits).raise_for_status()
+        wait_until(lambda: is_listed(operator, AGENT))
+        yield str(asked[0]["id"])
+        for one in going:
+            agent.post(f"/v1/syscalls/{one.json()['id']}/cancel")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
+def test_it_fits_and_everybody_can_read_it(
+    api: ApiScene, browser: Browser, approval: str, view: View, width: int, scheme: Scheme
+) -> None:
+    tokens = {"operator": api.operator, "agent": api.token(AGENT), "nobody": None}
+    path = view.path.format(approval=approval)
+    with visit(browser, api, tokens[view.whose], path, Reader(width, scheme)) as page:
+        expect(page.locator("h1")).to_be_visible()
+        if view.go:
+            view.go(page)
+        if view.name == "slots":
+            expect(page.locator("#charts-now")).to_contain_text("running")
+        if folder := os.environ.get("PAGE_SHOTS"):
+            shot = Path(folder) / f"{view.name}-{width}-{scheme}.png"
+            page.screenshot(path=shot, full_page=True)
+        assert findings(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
