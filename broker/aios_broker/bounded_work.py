@@ -17,6 +17,11 @@ class BoundedWork:
         self._places = Places(shares)
         self._idle = [ForkServer(program, bounds) for _ in range(shares.places)]
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a server."""
+        return self._places.waiting
+
     async def run(self, holder: Holder, request: bytes) -> bytes:
         """Return what the work says to a request.
 

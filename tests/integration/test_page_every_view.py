@@ -18,7 +18,7 @@ from tests.page_scene import NARROW, WIDE, Reader, Scheme, findings, logged_in, 
 from tests.waiting import wait_until
 
 AGENT = "seen-by-all"
-LONG_NAME = "a-program/of-a-name-that-is-as-long-as-names-may-be/" + "x" * 90
+LONG_NAME = "a-program/of-a-name-that-is-as-long-as-names-may-be/" + "x" * 60
 CHAT: dict[str, object] = {
     "type": "llm.chat",
     "messages": [{"role": "user", "content": "Tell me <b>everything</b> that you know."}],

@@ -4,11 +4,40 @@ from tests.mutants.catalogue import Mutant
 
 DECISIONS_TEST = "tests/integration/test_page_decisions.py"
 RIGHTS_TEST = "tests/integration/test_api_rights.py"
+BROWSER_TEST = "tests/integration/test_page_browser.py"
 BULK_TEST = "tests/integration/test_page_bulk.py"
 TEXT_TEST = "tests/unit/test_page_decisions.py"
 APPROVALS = "kernel_api/aios_kernel_api/page/decisions/approvals.py"
 
 PAGE_MUTANTS = (
+    Mutant(
+        "a form is sent with a login that is over",
+        "kernel_api/aios_kernel_api/page/static/login.js",
+        "    if (await isLoggedIn()) {\n",
+        "    if (true) {\n",
+        f"{BROWSER_TEST}::test_a_form_is_not_sent_with_a_login_that_is_over",
+    ),
+    Mutant(
+        "somebody else's login goes on with what was typed",
+        "kernel_api/aios_kernel_api/page/static/login.js",
+        "  if (whose(page) !== whose(document)) {\n",
+        "  if (false) {\n",
+        f"{BROWSER_TEST}::test_somebody_elses_login_is_another_page",
+    ),
+    Mutant(
+        "an agent without its tenant is one of the default tenant",
+        "kernel_api/aios_kernel_api/page/owners.py",
+        'caller.scope == "operator" and agent is not None and tenant is None',
+        "False",
+        "tests/integration/test_page.py::test_an_operator_finds_an_agent_without_its_tenant",
+    ),
+    Mutant(
+        "a retry does not say what it has not looked through",
+        "kernel_api/aios_kernel_api/page/bulk.py",
+        "Found(found, failed.looked_back_to)",
+        "Found(found)",
+        f"{BULK_TEST}::test_what_was_not_looked_through_is_said",
+    ),
     Mutant(
         "the page asks no scope",
         "kernel_api/aios_kernel_api/page/rest.py",

@@ -161,7 +161,7 @@ async def test_a_tenants_bombs_wait_for_each_other_and_another_tenant_for_none()
         asyncio.create_task(work.run(Holder("mallory", f"m{number}"), b"wait"))
         for number in range(4)
     ]
-    await asyncio.sleep(0)
+    await wait_until_async(lambda: work.waiting == len(bombs) - 1)
     began_s = time.monotonic()
     assert await work.run(Holder("victor", "one"), b"say one") == b"one"
     assert time.monotonic() - began_s < PATIENCE_S

@@ -11,9 +11,9 @@ from aios_broker.views.programs import ProgramReader, ProgramState, Wanted
 from aios_kernel_api.identity import Caller
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.page.forms import shows
+from aios_kernel_api.page.owners import whose_programs
 from aios_kernel_api.page.pages import live_page
 from aios_kernel_api.page.parts import Part, address_of
-from aios_kernel_api.page.whose import whose_programs
 from aios_kernel_api.rest.views import Who
 
 PAGE_LENGTH = 50

@@ -18,10 +18,10 @@ from aios_kernel_api.page.decisions.grant_changes import OBJECT_KINDS, ROLES, VE
 from aios_kernel_api.page.decisions.settings import LIMITS
 from aios_kernel_api.page.forms import Form, changes, shows
 from aios_kernel_api.page.html import HEADERS
+from aios_kernel_api.page.owners import meant_tenant
 from aios_kernel_api.page.pages import page
 from aios_kernel_api.page.parts import address_of, query_from
 from aios_kernel_api.page.rest import ask
-from aios_kernel_api.page.whose import meant_tenant
 from aios_kernel_api.rest import access, rights, settings
 from aios_kernel_api.rest.rights import Suspension
 from aios_kernel_api.rest.settings import QuotaLine

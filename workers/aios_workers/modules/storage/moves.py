@@ -271,8 +271,7 @@ async def delete(work: FileWork[StorageDelete]) -> Entry:
     assert file is not None
     check_unlocked(work, file)
     what = (
-        f"delete {file.path} of {work.owner.name} "
-        f"({file.version} versions, {file.size_bytes} bytes)"
+        f"delete {file.path} of {work.owner.name} (version {file.version}, {file.size_bytes} bytes)"
     )
     await work.take_at("delete", what, file.path, (seen_file(file),))
     await delete_file(work, file)
