@@ -64,9 +64,9 @@ A2A_MUTANTS = (
     ),
     Mutant(
         "a2a: a page begins with the last task of the one before",
-        METHODS,
-        "_age(one) > after",
-        "_age(one) >= after",
+        "kernel_api/aios_kernel_api/a2a/listing.py",
+        "age > after",
+        "age >= after",
         DOOR_TEST,
     ),
     Mutant(
