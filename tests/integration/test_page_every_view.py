@@ -105,6 +105,7 @@ def approval(api: ApiScene) -> Iterator[str]:
         going = []
         for program in ("paper", "paper/search", LONG_NAME):
             going.append(agent.post("/v1/syscalls", json={"body": CHAT, "program": program}))
+            assert going[-1].status_code in (200, 202), going[-1].text
             agent.post("/v1/syscalls?wait_s=20", json={"body": SHORT, "program": program})
         failed(agent, "broken")
         asked = [asked_to_delete(agent, f"/plans/{name}.md") for name in ("old", "older")]
