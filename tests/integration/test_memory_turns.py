@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from aios_broker.contract.memory import MemoryAdd, MemoryLog, MemorySearch
+import pytest
+
+from aios_broker.contract.memory import MemoryAdd, MemoryLog, MemorySearch, MemoryShare
+from aios_broker.contract.names import SearchMode
 from tests.state_scene import StateScene
 
 
@@ -59,3 +62,25 @@ async def test_a_neighbour_outside_the_search_is_no_result(scene: StateScene) ->
     await scene.embedded()
     found = await scene.ask("ann", MemorySearch("hotel in Rome", category="tool"))
     assert [note.content for note in found.notes] == ["the cheapest one"]
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "semantic"])
+async def test_a_turn_that_is_shared_alone_tells_nothing_of_the_turn_before(
+    scene: StateScene, mode: SearchMode
+) -> None:
+    await scene.known("bob")
+    await scene.ask("ann", MemoryLog("user", "the passphrase is heliotrope"))
+    later = await scene.ask("ann", MemoryLog("assistant", "the cheapest one"))
+    await scene.ask("ann", MemoryShare(note=later.id, agent="bob"))
+    await scene.ask("bob", MemoryAdd("a note of bob's"))
+    await scene.embedded()
+
+    async def score(agent: str, query: str) -> list[float]:
+        search = MemorySearch(query, mode=mode, shared=True)
+        found = await scene.ask(agent, search)
+        return [note.score for note in found.notes if note.id == later.id]
+
+    assert await score("bob", "heliotrope passphrase") == await score("bob", "zebra elephant")
+    assert await score("ann", "heliotrope passphrase") > await score("ann", "zebra elephant")
+    if mode == "hybrid":  # by its own words it is found
+        assert await score("bob", "cheapest") > [0.1]

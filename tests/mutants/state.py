@@ -640,4 +640,11 @@ STATE_MUTANTS = (
         "        )",
         SHARE_TEST,
     ),
+    Mutant(
+        "search: a turn that is shared alone tells of the turn before it",
+        "workers/aios_workers/search/corpora.py",
+        'by_meaning=_ALONE if self.ids else "true",',
+        'by_meaning="true",',
+        "tests/integration/test_memory_turns.py",
+    ),
 )

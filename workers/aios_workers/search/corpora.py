@@ -51,6 +51,7 @@ class Scope:
     owners: tuple[int, ...] | None = None  # whose rows alone it has; None: anybody's
     singles: tuple[str, ...] = ()  # rows of others beside them
     is_narrowed: bool = False  # to some of the owners' rows
+    by_meaning: str = "true"  # of these rows, those whose vectors tell of nothing else
 
 
 # Of the text alone, so that a query in a person's own words lies near it: labels first, since the
@@ -66,6 +67,7 @@ _BESIDE = """
     SELECT n.id FROM note f JOIN note n ON n.owner_id = f.owner_id AND n.program = f.program
        AND n.turn IN (f.turn - 1, f.turn + 1) AND (n.expires_at IS NULL OR n.expires_at > now())
      WHERE f.id = ANY (%(keys_id)s::text[])"""
+_ALONE = "(t.turn IS NULL OR t.turn = 1 OR t.owner_id = ANY(%(owners)s))"
 NOTES = Corpus(
     "note", ("id",), ("text",), "seq", _NOTE_TEXT, "t.owner_id, t.program, t.turn", _BESIDE
 )
@@ -138,6 +140,8 @@ class NoteQuery:
             countable=not everybody,
             owners=None if everybody or self.ids else self.owners,
             singles=self.ids,
+            # A turn's vector is of the turn before it, too, which was not shared with it.
+            by_meaning=_ALONE if self.ids else "true",
             is_narrowed=bool(narrowing or self.ids),
         )
 

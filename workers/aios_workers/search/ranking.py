@@ -131,7 +131,8 @@ def both_query(corpus: Corpus, scope: Scope, wanted: Wanted, formula: str) -> st
     cosine = f"1 - (t.vector::{half} <=> %(vector)s::{half})"
     return (
         f"WITH wanted AS MATERIALIZED ({corpus.with_neighbours}) "
-        f"SELECT {corpus.columns}, CASE WHEN t.model_id = {wanted.model:d} THEN {cosine} END "
+        f"SELECT {corpus.columns}, CASE WHEN t.model_id = {wanted.model:d} "
+        f"AND {scope.by_meaning} THEN {cosine} END "
         f"AS cosine, {formula} AS by_words, ({scope.condition}) AS is_inside, {corpus.turn} "
         f"FROM wanted JOIN {corpus.table} t USING ({', '.join(corpus.keys)})"
     )
@@ -167,7 +168,7 @@ def nearest_query(corpus: Corpus, wanted: Wanted, scope: Scope, *, exact: bool) 
     distance = (
         f"vector::halfvec({wanted.vector.size}) <=> %(vector)s::halfvec({wanted.vector.size})"
     )
-    where = f"t.model_id = {wanted.model:d} AND {scope.condition}"
+    where = f"t.model_id = {wanted.model:d} AND {scope.condition} AND {scope.by_meaning}"
     names = ", ".join(corpus.keys)
     if exact:
         return (
