@@ -16,7 +16,13 @@ from aios_broker.contract.errors import CoreError, InvalidConfig
 from aios_broker.contract.memory import MemoryAdd, MemorySearch
 from aios_broker.contract.storage import StorageSearch, StorageWrite
 from aios_broker.places import Holder
-from aios_workers.search.embedder import BATCH_TEXTS, BatchedEmbedder, Model
+from aios_workers.search.embedder import (
+    BATCH_TEXTS,
+    WINDOW_CHARACTERS,
+    BatchedEmbedder,
+    Model,
+    query_vector,
+)
 from aios_workers.search.indexing import reindex
 from aios_workers.search.minilm import DIMENSION, NAME, MiniLm
 from tests.state_scene import HashedWords, state_scene
@@ -100,6 +106,13 @@ async def test_a_short_query_is_with_the_model_without_anothers_long_text() -> N
     with_short = next(batch for batch in model.batches if "what do I like?" in batch)
     assert with_short == ["what do I like?"]
     assert all(len(batch) == 1 for batch in model.batches)
+
+
+async def test_of_a_long_query_the_model_sees_the_beginning() -> None:
+    model = Counting()
+    async with batched(model) as embedder:
+        assert await query_vector(embedder, "q" * 8_000, "hybrid", ANN) is not None
+    assert ["".join(batch) for batch in model.batches] == ["q" * WINDOW_CHARACTERS]
 
 
 async def test_a_failure_is_heard_by_its_batch_and_nobody_waits_for_ever() -> None:

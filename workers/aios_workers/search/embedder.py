@@ -353,6 +353,8 @@ async def query_vector(
 ) -> NDArray[np.float32] | None:
     """Return the vector of a holder's query; None: it is searched by keywords alone.
 
+    Of a long one its beginning, about what the model takes at a time: its words count all the same.
+
     Hybrid search goes on without an embedding model; semantic search is refused.
 
     Raises:
@@ -360,5 +362,5 @@ async def query_vector(
     """
     if mode == "keyword" or (mode == "hybrid" and embedder.dimension == 0):
         return None
-    [vector] = await embedder.embed([query], holder)
+    [vector] = await embedder.embed([query[:WINDOW_CHARACTERS]], holder)
     return np.asarray(vector, dtype=np.float32)
