@@ -23,7 +23,7 @@ from aios_cli.state_modules import Operation, commands_of
 from aios_cli.tables import say, show_json
 from aios_local.tools_file import ToolsFile
 from aios_workers.modules.tool.arguments import ArgumentChecker, example_of
-from aios_workers.modules.tool.opening import open_registry, told_of, work_folder
+from aios_workers.modules.tool.opening import open_egress, open_registry, told_of, work_folder
 from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.running import ToolCall, ToolProgram
 
@@ -146,12 +146,15 @@ async def _tested(name: str, entry: ToolEntry, arguments: Mapping[str, object] |
         if arguments is None:
             return Tested(program.card)
         taken = ArgumentChecker().checked(program.card, arguments)
-        runner = ToolProcesses(folder / "calls", registry.sandbox, told_of(environment()))
+        egress = open_egress(folder, config.state_dir, lambda: None)
+        told = told_of(environment())
+        runner = ToolProcesses(folder / "calls", registry.sandbox, told, egress)
         try:
             call = ToolCall(new_id(), Owner("default", "cli"), taken)
             result = await runner.run(program, call, lambda _: None)
         finally:
             await runner.close()
+            await egress.log.close()
         return Tested(program.card, result)
 
 

@@ -1,4 +1,4 @@
-"""The way out of a sandbox, against a TLS server of the test's own: rules, keys, addresses, the log."""
+"""The way out of a sandbox, against a TLS server of the test's own: rules, keys, addresses."""
 
 import asyncio
 import base64
@@ -75,7 +75,7 @@ async def test_another_host_is_refused_before_anything_is_looked_up(tmp_path: Pa
 
 
 async def test_the_host_in_a_tunnel_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
-    """What a request says of its host is not passed on: else one host could be asked for another."""
+    """What a request says of its host is not passed on: one host could be asked for another."""
     async with egress_scene(tmp_path) as scene, scene.door(scene.rule()) as door:
         await ask(door, where(scene), b"GET /x HTTP/1.1\r\nHost: internal.example.org\r\n\r\n")
         assert "internal.example.org" not in scene.host.heard[0]
@@ -237,7 +237,7 @@ async def test_a_name_is_looked_up_once_for_a_request(
         called.append(host)
         return await connect(host, *rest, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(addresses.asyncio, "open_connection", noting)
+    monkeypatch.setattr(asyncio, "open_connection", noting)
     async with egress_scene(tmp_path) as scene, scene.door(scene.rule()) as door:
         await ask(door, where(scene), get(scene, "/"))
         assert scene.looked_up == [scene.host.name]

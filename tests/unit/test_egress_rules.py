@@ -1,4 +1,4 @@
-"""What a tool's rules let through, however it is spelled; and which addresses are the internet's."""
+"""What a tool's rules let through, however it is spelled; and what the internet's addresses are."""
 
 import ipaddress
 
@@ -93,8 +93,11 @@ def test_plain_http_and_other_ports_have_to_be_named() -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["0x7f.0.0.1", "0x7f000001", "2130706433", "127.1", "0177.0.0.1", "127.0.0.1.1", "1.2.3.0x4"]
-    + ["１２７.0.0.1", "[::1", "[fe80::1%eth0]", "[::ffff:127.0.0.1]x", "a b", "a..b", "-a.b", ""],
+    [
+        *("0x7f.0.0.1", "0x7f000001", "2130706433", "127.1", "0177.0.0.1", "127.0.0.1.1"),
+        *("1.2.3.0x4", "\uff11\uff12\uff17.0.0.1", "[::1", "[fe80::1%eth0]"),
+        *("[::ffff:127.0.0.1]x", "a b", "a..b", "-a.b", ""),
+    ],
 )
 def test_an_address_has_one_spelling(host: str) -> None:
     with pytest.raises(Refused):
@@ -109,12 +112,14 @@ def test_usual_spellings_are_one() -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1", "127.255.0.9", "10.0.0.1", "172.16.0.1", "192.168.0.1", "169.254.169.254"]
-    + ["100.64.0.1", "100.100.100.200", "0.0.0.0", "192.0.0.192", "168.63.129.16", "224.0.0.1"]
-    + ["255.255.255.255", "240.0.0.1", "198.18.0.1", "::", "::1", "fe80::1", "fc00::1"]
-    + ["fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1"]
-    + ["64:ff9b::a9fe:a9fe", "64:ff9b:1::7f00:1", "2002:7f00:1::", "2002:a9fe:a9fe::1"]
-    + ["2001:0:4136:e378:8000:63bf:5601:5601"],
+    [
+        *("127.0.0.1", "127.255.0.9", "10.0.0.1", "172.16.0.1", "192.168.0.1", "169.254.169.254"),
+        *("100.64.0.1", "100.100.100.200", "0.0.0.0", "192.0.0.192", "168.63.129.16", "224.0.0.1"),
+        *("255.255.255.255", "240.0.0.1", "198.18.0.1", "::", "::1", "fe80::1", "fc00::1"),
+        *("fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254"),
+        *("::127.0.0.1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::7f00:1", "2002:7f00:1::"),
+        *("2002:a9fe:a9fe::1", "2001:0:4136:e378:8000:63bf:5601:5601"),
+    ],
 )
 def test_no_address_that_is_not_the_internets_is_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))

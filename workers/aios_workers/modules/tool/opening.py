@@ -4,9 +4,10 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
 
@@ -20,6 +21,11 @@ from aios_broker.retry import periodic_task
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.tool.approvals import ToolApprovals
 from aios_workers.modules.tool.cards import CardPublisher
+from aios_workers.modules.tool.egress.addresses import Dialer
+from aios_workers.modules.tool.egress.audited import AuditedLines
+from aios_workers.modules.tool.egress.door import Egress
+from aios_workers.modules.tool.egress.log import EgressLog
+from aios_workers.modules.tool.egress.secrets import FILE_NAME, SecretFile
 from aios_workers.modules.tool.environments import ToolEnvironments
 from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.registry import ToolRegistry
@@ -63,7 +69,10 @@ async def open_tools(
         sandbox=chosen_sandbox(config.tool_sandbox, (config.state_dir,)),
     )
     stack.push_async_callback(registry.close)
-    runner = ToolProcesses(folder / "calls", registry.sandbox, told_of(environ))
+    stores = await stack.enter_async_context(AsyncExitStack())  # closed after all that writes
+    open_store = partial(_open_store, config, name, stores)
+    egress = await _open_egress(folder, config, open_store, stack)
+    runner = ToolProcesses(folder / "calls", registry.sandbox, told_of(environ), egress)
     stack.push_async_callback(runner.close)
     connection = Connection(config.redis_url, name=f"{name}.tools")
     stack.push_async_callback(connection.aclose)
@@ -71,7 +80,7 @@ async def open_tools(
     publisher = CardPublisher(registry, cards, config.tools_source)
     trouble = "the fleet is not told of tools"
     await stack.enter_async_context(periodic_task("tool cards", publisher.step, trouble))
-    approvals = ToolApprovals(lambda: _open_store(config, name, stack), config.approval_ttl_s)
+    approvals = ToolApprovals(open_store, config.approval_ttl_s)
     return Tools(registry, runner, cards, approvals)
 
 
@@ -119,6 +128,35 @@ def sandbox_kind(environ: Mapping[str, str]) -> SandboxKind:
                 field="AIOS_TOOL_SANDBOX",
                 remedy="use bubblewrap or none",
             )
+
+
+async def _open_egress(
+    folder: Path,
+    config: WorkerConfig,
+    open_store: Callable[[], Store | None],
+    stack: AsyncExitStack,
+) -> Egress:
+    """Open the ways out of a worker's sandboxes, and note in the audit log what goes there."""
+    egress = open_egress(folder, config.state_dir, open_store)
+    stack.push_async_callback(egress.log.close)
+    await stack.enter_async_context(
+        periodic_task("egress log", egress.log.step, "what tools ask of the network is not noted")
+    )
+    return egress
+
+
+def open_egress(folder: Path, state_dir: Path, open_store: Callable[[], Store | None]) -> Egress:
+    """Return the ways out of sandboxes.
+
+    Args:
+        folder: Where their sockets lie.
+        state_dir: Where the keys are that tools use.
+        open_store: Opens the database of the audit log; where it returns None, the kernel's log
+            is told.
+    """
+    secrets = SecretFile(state_dir / FILE_NAME)
+    log = EgressLog(AuditedLines(open_store).write)
+    return Egress(folder / "egress", secrets, Dialer(), log)
 
 
 def told_of(environ: Mapping[str, str]) -> dict[str, str]:

@@ -20,13 +20,15 @@ import msgspec
 
 from aios_broker.contract.errors import (
     KernelError,
+    SandboxUnavailable,
     ToolFailed,
     ToolLimit,
     ToolTimeout,
 )
 from aios_broker.contract.names import Owner
-from aios_broker.contract.tools import MadeFile, ToolResult, ToolRunFacts
+from aios_broker.contract.tools import MadeFile, ToolCard, ToolResult, ToolRunFacts
 from aios_broker.places import Holder, Places, Shares
+from aios_workers.modules.tool.egress.door import Door, Egress
 from aios_workers.modules.tool.running import Sandbox, ToolCall, ToolProgram
 from aios_workers.modules.tool.tool_process import ToolProcess
 
@@ -47,6 +49,7 @@ _Key = tuple[str, str, Owner]
 class _Kept:
     process: ToolProcess
     folder: Path
+    door: Door | None  # its way out
 
 
 @dataclass(slots=True)
@@ -60,8 +63,14 @@ class _Gate:
 class ToolProcesses:
     """The runner of one worker."""
 
-    def __init__(self, folder: Path, sandbox: Sandbox, environ: Mapping[str, str]) -> None:
-        """Take where processes may write, what keeps them in, and what they are told."""
+    def __init__(
+        self, folder: Path, sandbox: Sandbox, environ: Mapping[str, str], egress: Egress | None
+    ) -> None:
+        """Take where processes may write, what keeps them in, and what they are told.
+
+        `egress`: their ways out by rule; None: there are none.
+        """
+        self._egress = egress
         self._folder = folder
         self._sandbox = sandbox
         self._environ = environ
@@ -157,7 +166,7 @@ class ToolProcesses:
                     await self._end(kept)
                     kept = None
                 if kept is None:
-                    kept = await self._started(program)
+                    kept = await self._started(program, owner)
                 self._kept[key] = kept  # the last that was used
         finally:
             gate.waiting -= 1
@@ -167,15 +176,37 @@ class ToolProcesses:
             self._tidying = asyncio.create_task(self._tidy())
         return kept
 
-    async def _started(self, program: ToolProgram) -> _Kept:
+    async def _started(self, program: ToolProgram, owner: Owner) -> _Kept:
+        door = await self._door(program.card, owner)
+        try:
+            return await self._started_with(program, door)
+        except BaseException:
+            if door is not None:
+                await door.close()
+            raise
+
+    async def _door(self, card: ToolCard, owner: Owner) -> Door | None:
+        """Open a tool's way out; None: no rule of it leads anywhere, or nothing keeps it in."""
+        if self._sandbox.kind == "none" and card.secrets:
+            raise SandboxUnavailable(
+                f"{card.name} uses keys, and nothing here keeps them from it",
+                field="secrets",
+                remedy="run it on a machine that has a sandbox: `run.warnings` of other tools says "
+                "why there is none",
+            )
+        if self._egress is None or self._sandbox.kind == "none":
+            return None
+        return await self._egress.open(card, owner) if card.network or card.secrets else None
+
+    async def _started_with(self, program: ToolProgram, door: Door | None) -> _Kept:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = Path(mkdtemp(dir=self._folder))
         try:
-            process = await ToolProcess.start(program, self._sandbox, folder, self._environ)
+            process = await ToolProcess.start(program, self._sandbox, folder, self._environ, door)
         except BaseException:
             await _removed(folder)
             raise
-        return _Kept(process, folder)
+        return _Kept(process, folder, door)
 
     async def _tidy(self) -> None:
         """End what has not been used for a while, or is too many; return when nothing is left."""
@@ -191,6 +222,8 @@ class ToolProcesses:
 
     async def _end(self, kept: _Kept) -> None:
         await kept.process.close()
+        if kept.door is not None:
+            await kept.door.close()
         await _removed(kept.folder)
 
     async def close(self) -> None:

@@ -41,6 +41,7 @@ from aios_broker.tool_catalogue import (
     settings_of,
 )
 from aios_workers.modules.tool.arguments import compiled
+from aios_workers.modules.tool.egress.rules import wrong_rule
 from aios_workers.modules.tool.environments import ToolEnvironments
 from aios_workers.modules.tool.needs import check_locks
 from aios_workers.modules.tool.running import Sandbox, ToolProgram
@@ -225,6 +226,8 @@ class ToolRegistry:
         parameters = said["parameters"] if parameters is None else parameters
         compiled(parameters)
         check_locks(settings.locks, parameters)
+        if (wrong := wrong_rule(settings.network, settings.secrets)) is not None:
+            raise InvalidConfig(wrong, field="network", remedy="correct the rule")
         content = tuple((str(path), str(digest)) for path, digest in said["content"])
         card = self._card(name, settings, parameters, said["doc"])
         version = _version(program, card, content, environment.installed)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from aios_broker.contract.errors import ToolFailed, ToolUnavailable
+from aios_workers.modules.tool.egress.door import Door
 from aios_workers.modules.tool.running import Launch, Sandbox, ToolProgram
 
 MAIN = Path(__file__).with_name("process") / "__main__.py"
@@ -21,7 +22,8 @@ LENGTH = struct.Struct(">I")
 MOST_EVENT_BYTES = 256 * 1024 * 1024  # what says more is no process of ours
 LOAD_LIMIT_S = 60.0
 LEAVE_LIMIT_S = 5.0
-OWN_PROCESSES = 2  # of a sandbox, below the first: what ends it, and the server of the calls
+# Of a sandbox, below the first: what ends it, the server of the calls, the relay to its way out.
+OWN_PROCESSES = 3
 
 
 class ToolChanged(Exception):
@@ -52,16 +54,31 @@ class ToolProcess:
 
     @classmethod
     async def start(
-        cls, program: ToolProgram, sandbox: Sandbox, workspace: Path, environ: Mapping[str, str]
+        cls,
+        program: ToolProgram,
+        sandbox: Sandbox,
+        workspace: Path,
+        environ: Mapping[str, str],
+        door: Door | None = None,
     ) -> "ToolProcess":
         """Start one that is ready for calls; they all work below this workspace.
+
+        Args:
+            program: The tool.
+            sandbox: What it is kept in by.
+            workspace: Where it works.
+            environ: What it is told.
+            door: Its way out; None: it has none.
 
         Raises:
             ToolUnavailable: It cannot be loaded.
             ToolChanged: It is another version by now.
             SandboxUnavailable: This machine cannot keep it in.
         """
-        launch = sandbox.confined(program, launch_of(program, "serve", workspace, environ))
+        launch = launch_of(program, "serve", workspace, environ)
+        if door is not None:
+            launch = door.through(launch, program.python)
+        launch = sandbox.confined(program, launch)
         process = await started(launch)
         found = cls(program, process)
         try:

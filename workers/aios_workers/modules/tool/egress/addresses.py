@@ -1,5 +1,7 @@
-"""Which addresses a tool may reach: those of the internet alone. A name is looked up once, and what
-was looked up is what is called, so that it cannot be another address the second time.
+"""Which addresses a tool may reach: those of the internet alone.
+
+A name is looked up once, and what was looked up is what is called: it cannot be another address the
+second time.
 """
 
 import asyncio
@@ -107,7 +109,7 @@ class Dialer:
         )
 
     def _check_other_machine(self, streams: Streams, origin: Origin) -> None:
-        """Refuse this machine by its public address: what listens there may take it for a friend."""
+        """Refuse this machine by its public address: what listens there may believe it."""
         _, writer = streams
         here, there = writer.get_extra_info("sockname"), writer.get_extra_info("peername")
         address = ipaddress.ip_address(str(there[0]).partition("%")[0])

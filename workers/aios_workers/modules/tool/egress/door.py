@@ -1,7 +1,6 @@
 """Opens a way out for a sandbox: a folder with the proxy's socket and the certificate to trust."""
 
 import asyncio
-import contextlib
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

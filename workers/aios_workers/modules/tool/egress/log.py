@@ -1,11 +1,11 @@
-"""What sandboxes asked of the network, for the audit log: alike requests in one line, not one each."""
+"""What sandboxes asked of the network, for the audit log: one line for requests that are alike."""
 
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Owner
-from aios_workers.modules.tool.egress.rules import Origin
 
 WRITE_EVERY_S = 1.0
 MOST_LINES = 1_000  # that wait to be written; more are counted alone
@@ -36,6 +36,12 @@ class EgressLine:
     paths: set[str] = field(default_factory=set)  # without their queries
     keys: set[str] = field(default_factory=set)  # the names of those that were put in
 
+    def add(self, other: "EgressLine") -> None:
+        """Add requests that are alike, and came later."""
+        self.requests += other.requests
+        self.keys |= other.keys
+        self.paths |= set(sorted(other.paths)[: MOST_PATHS - len(self.paths)])
+
 
 class EgressLog:
     """Gathers lines, and hands them on."""
@@ -60,28 +66,26 @@ class EgressLog:
 
     async def step(self) -> float:
         """Hand on what there is; return how long to wait, in s. What failed is kept."""
-        lines = list(self._lines.values())
-        if lines:
-            await self._write(lines)
-            for line in lines:
-                del self._lines[line.asked]
+        lines, self._lines = self._lines, {}
+        try:
+            if lines:
+                await self._write(list(lines.values()))
+        except BaseException:
+            for asked, line in self._lines.items():
+                if asked in lines:
+                    lines[asked].add(line)
+                else:
+                    lines[asked] = line
+            self._lines = lines
+            raise
         if self._lost:
             logger.warning("%d requests of tools to the network were not noted", self._lost)
             self._lost = 0
         return WRITE_EVERY_S
 
-
-async def write_to_kernel_log(lines: list[EgressLine]) -> None:
-    """Write lines where there is no audit log."""
-    for line in lines:
-        asked = line.asked
-        logger.info(
-            "%s of %s/%s at %s %s: %d times, %s",
-            asked.tool,
-            asked.owner.tenant,
-            asked.owner.agent,
-            asked.method,
-            asked.origin,
-            line.requests,
-            asked.outcome,
-        )
+    async def close(self) -> None:
+        """Hand on what is left."""
+        try:
+            await self.step()
+        except KernelError as error:
+            logger.warning("what tools asked of the network at last is not noted: %s", error)

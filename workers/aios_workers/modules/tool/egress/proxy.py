@@ -1,8 +1,8 @@
 """The proxy of one sandbox, on a socket that is there alone.
 
-It takes one request per connection: `CONNECT` and TLS by a certificate of the sandbox's authority, or
-a whole address over plain HTTP. Each is read, held against the rules, and asked of the host anew;
-nothing of it is followed, so that a redirection comes back as another request.
+It takes one request per connection: `CONNECT` and TLS by a certificate of the sandbox's authority,
+or a whole address over plain HTTP. Each is read, held against the rules, and asked of the host
+anew; nothing is followed, so that a redirection comes back as another request.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ MOST_CONNECTIONS = 32
 _PLAIN = (("Accept-Encoding", "identity"),)  # so that a key that is echoed is seen
 _ENCODED = re.compile(rb"(?i)\r\ncontent-encoding:[ \t]*(?!identity[ \t]*\r\n)")
 
-# Who asked for what, and what became of it: origin or what was asked for, method, path, outcome, keys.
+# What was asked for, and what became of it: origin, method, path, outcome, names of keys.
 Note = Callable[[str, str, str, str, set[str]], None]
 
 

@@ -169,7 +169,7 @@ def _is_below(path: str, prefix: str) -> bool:
 
 
 def _is_plain(path: str) -> bool:
-    """Whether a path is one path for whoever reads it: no `..`, no hidden slash, however written."""
+    """Whether a path is one for whoever reads it: no `..` and no hidden slash, however written."""
     data = path.encode()
     for _ in range(MOST_DECODINGS):
         parts = data.split(b"/")[1:]

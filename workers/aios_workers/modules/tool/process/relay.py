@@ -2,9 +2,9 @@
 
     python -I PATH_OF_THIS_FILE SOCKET -- COMMAND...
 
-What connects there is passed on to the socket, byte by byte: the proxy behind it decides. The sandbox
-has a network of its own, so nobody else can connect. The command takes this process's place; the
-relay is a child of its sandbox's first process, and ends with it.
+What connects there is passed on to the socket, byte by byte: the proxy behind it decides. The
+sandbox has a network of its own, so nobody else can connect. The command takes this process's
+place; the relay is a child of its sandbox's first process, and ends with it.
 """
 
 import asyncio

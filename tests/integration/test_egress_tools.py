@@ -1,0 +1,188 @@
+"""Tools that go out by rule: real sandboxes, a TLS server of the test's own, no key inside."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from aios_broker.contract.errors import SandboxUnavailable, ToolUnavailable
+from aios_broker.contract.tools import NetworkRule, ToolCard
+from aios_workers.modules.tool.processes import ToolProcesses
+from aios_workers.modules.tool.registry import last_paths
+from aios_workers.modules.tool.running import NoSandbox, Sandbox, ToolCall, ToolProgram
+from aios_workers.modules.tool.sandbox.bubblewrap import open_bubblewrap
+from tests.egress_scene import KEY, OWNER, EgressScene, egress_scene
+
+TOOL = '''
+import os, re, socket, ssl, urllib.error, urllib.request
+
+
+def fetch(url: str, headers: dict[str, str]) -> list:
+    filled = {name: value.format(**os.environ) for name, value in headers.items()}
+    request = urllib.request.Request(url, headers=filled)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return [answer.status, answer.read().decode()]
+    except urllib.error.HTTPError as error:
+        return [error.code, error.read().decode()]
+    except urllib.error.URLError as error:
+        return [0, str(error.reason)]
+
+
+def direct(address: str, port: int) -> str:
+    try:
+        socket.create_connection((address, port), timeout=5).close()
+    except OSError as error:
+        return type(error).__name__
+    return "connected"
+
+
+def seen() -> str:
+    """Return all that can be read here: environments, files, memory of the own process."""
+    parts = [repr(dict(os.environ))]
+    for folder, _, names in os.walk("/proc"):
+        for name in names:
+            if name in ("environ", "cmdline"):
+                try:
+                    parts.append(open(os.path.join(folder, name), "rb").read().decode("latin-1"))
+                except OSError:
+                    pass
+    for place in (os.environ["HOME"], "/tmp", "/run", "/etc"):
+        for folder, _, names in os.walk(place):
+            for name in names:
+                try:
+                    parts.append(open(os.path.join(folder, name), "rb").read().decode("latin-1"))
+                except OSError:
+                    pass
+    for line in open("/proc/self/maps"):
+        area, rights, *_ = line.split()
+        begin, end = (int(each, 16) for each in area.split("-"))
+        if "r" in rights and end - begin < 1 << 28:
+            with open("/proc/self/mem", "rb", 0) as memory:
+                try:
+                    memory.seek(begin)
+                    parts.append(memory.read(end - begin).decode("latin-1"))
+                except (OSError, OverflowError):
+                    pass
+    told = "".join(parts)
+    return f"{len(told) > 1000000} {re.search('sk-live-[0-9a-f]{16}', told) is not None}"
+'''
+
+
+class Tools:
+    """The functions of the file, run as a worker runs them."""
+
+    def __init__(self, folder: Path, scene: EgressScene, sandbox: Sandbox) -> None:
+        self.file = folder / "tools" / "going.py"
+        self.file.parent.mkdir()
+        self.file.write_text(textwrap.dedent(TOOL))
+        self.runner = ToolProcesses(
+            folder / "calls", sandbox, {"PATH": "/usr/bin:/bin"}, scene.egress
+        )
+
+    async def run(
+        self,
+        function: str,
+        rules: Sequence[NetworkRule] = (),
+        secrets: Sequence[str] = (),
+        **arguments: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        version = sha256(repr((rules, secrets)).encode()).hexdigest()[:12]
+        card = ToolCard(
+            name=f"me/{function}", version=version, network=tuple(rules), secrets=tuple(secrets)
+        )
+        program = ToolProgram(
+            card=card,
+            function=f"going:{function}",
+            python=Path(sys.executable),
+            import_paths=(self.file.parent,),
+            roots=(self.file.parent,),
+            last_paths=last_paths(),
+            content=_content(self.file),
+        )
+        call = ToolCall(uuid4().hex, OWNER, arguments)
+        return (await self.runner.run(program, call, lambda _: None)).value
+
+
+def _content(file: Path) -> tuple[tuple[str, str], ...]:
+    return ((str(file.resolve()), sha256(file.read_bytes()).hexdigest()),)
+
+
+@asynccontextmanager
+async def going(folder: Path, scene: EgressScene, sandbox: Sandbox) -> AsyncIterator[Tools]:
+    tools = Tools(folder, scene, sandbox)
+    try:
+        yield tools
+    finally:
+        await tools.runner.close()
+
+
+async def test_a_tool_uses_a_key_that_it_never_has(tmp_path: Path) -> None:
+    async with (
+        egress_scene(tmp_path) as scene,
+        going(tmp_path, scene, open_bubblewrap()) as tools,
+    ):
+        url = f"https://{scene.host.name}:{scene.host.port}"
+        scene.keys([url])
+        rules, keys = [scene.rule(paths=("/v1",), secrets=("API_KEY",))], ["API_KEY"]
+        headers = {"Authorization": "Bearer {API_KEY}"}
+        status, said = await tools.run("fetch", rules, keys, url=f"{url}/v1/x", headers=headers)
+        assert status == 200
+        assert f"Authorization: Bearer {KEY}\r\n" in scene.host.heard[0]
+        assert KEY not in said
+        assert await tools.run("seen", rules, keys) == "True False"
+        status, said = await tools.run("fetch", rules, keys, url=f"{url}/admin", headers=headers)
+        assert (status, len(scene.host.heard)) == (403, 1)
+        assert "no rule of this tool allows this path" in said
+
+
+async def test_nothing_leads_out_but_the_rules(tmp_path: Path) -> None:
+    async with (
+        egress_scene(tmp_path) as scene,
+        going(tmp_path, scene, open_bubblewrap()) as tools,
+    ):
+        rules = [scene.rule()]
+        for address, port in (("127.0.0.1", scene.host.port), ("93.184.216.34", 443)):
+            assert await tools.run("direct", rules, address=address, port=port) != "connected"
+            assert await tools.run("direct", address=address, port=port) != "connected"
+        url = f"https://{scene.host.name}:{scene.host.port}/"
+        status, _ = await tools.run("fetch", url=url, headers={})
+        assert status == 0  # a tool without a rule has no way out at all
+        status, _ = await tools.run("fetch", rules, url=url, headers={})
+        assert status == 200
+
+
+async def test_the_way_out_goes_with_the_process(tmp_path: Path) -> None:
+    async with egress_scene(tmp_path) as scene:
+        async with going(tmp_path, scene, open_bubblewrap()) as tools:
+            url = f"https://{scene.host.name}:{scene.host.port}/"
+            calls = [tools.run("fetch", [scene.rule()], url=url, headers={}) for _ in range(8)]
+            assert {status for status, _ in await asyncio.gather(*calls)} == {200}
+            assert len(list((tmp_path / "egress").iterdir())) == 1
+        assert list((tmp_path / "egress").iterdir()) == []
+
+
+async def test_without_a_sandbox_no_tool_that_uses_a_key_runs(tmp_path: Path) -> None:
+    async with egress_scene(tmp_path) as scene, going(tmp_path, scene, NoSandbox()) as tools:
+        scene.keys([scene.host.name])
+        with pytest.raises(SandboxUnavailable):
+            await tools.run("seen", [scene.rule()], ["API_KEY"])
+
+
+async def test_a_key_that_is_not_there_is_told(tmp_path: Path) -> None:
+    async with (
+        egress_scene(tmp_path) as scene,
+        going(tmp_path, scene, open_bubblewrap()) as tools,
+    ):
+        with pytest.raises(ToolUnavailable, match="not there"):
+            await tools.run("seen", [scene.rule()], ["API_KEY"])
+        assert not any((tmp_path / "calls").glob("*"))
