@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from aios_broker.contract.errors import ToolUnavailable
+from aios_broker.contract.errors import DatabaseUnavailable, ToolUnavailable
 from aios_broker.contract.tools import NetworkRule
+from aios_broker.postgres.store import Store
 from aios_workers.modules.tool.egress import addresses
-from tests.egress_scene import KEY, EgressScene, ask, egress_scene
+from aios_workers.modules.tool.egress.audit_writer import AuditWriter
+from aios_workers.modules.tool.egress.log import Asked, EgressLine, EgressLog
+from tests.egress_scene import KEY, OWNER, EgressScene, ask, egress_scene
+from tests.state_scene import AUDIT_KEY
 
 
 def get(scene: EgressScene, path: str, *more: str, method: str = "GET") -> bytes:
@@ -308,3 +312,50 @@ async def test_headers_that_make_another_request_of_one_are_not_passed_on(tmp_pa
         assert "upgrade" not in heard
         assert "x-own" not in heard
         assert "proxy-" not in heard
+
+
+async def test_what_was_asked_is_in_the_audit_log(tmp_path: Path, database_url: str) -> None:
+    store = Store(database_url, name="egress-test", audit_key=AUDIT_KEY)
+    written = AuditWriter(lambda: store)
+    try:
+        async with egress_scene(tmp_path) as scene, scene.door(scene.rule()) as door:
+            for path in ("/a", "/b?key=x"):
+                await ask(door, where(scene), get(scene, path))
+            await ask(door, where(scene), get(scene, "/a", method="DELETE"))
+            await scene.noted()
+            await written.write(scene.lines)
+        async with store.as_steward() as cursor:
+            await cursor.execute(
+                "SELECT tenant, actor, object, outcome, detail FROM audit "
+                "WHERE action = 'tool.egress' ORDER BY seq"
+            )
+            allowed, refused = await cursor.fetchall()
+        assert (allowed.tenant, allowed.actor, allowed.outcome) == ("acme", "ada", "done")
+        assert allowed.object == f"https://{where(scene)}"
+        assert allowed.detail["requests"] == 2
+        assert allowed.detail["paths"] == ["/a", "/b"]
+        assert (refused.outcome, refused.detail["method"]) == ("denied", "DELETE")
+        assert "DELETE" in refused.detail["why"]
+    finally:
+        await store.aclose()
+
+
+async def test_lines_that_cannot_be_written_are_kept(tmp_path: Path) -> None:
+    told: list[EgressLine] = []
+    down = [True]
+
+    async def write(lines: list[EgressLine]) -> None:
+        if down:
+            log.note(asked, "/later", set())
+            raise DatabaseUnavailable("it is away")
+        told.extend(lines)
+
+    log = EgressLog(write)
+    asked = Asked(OWNER, "me/fetch", "", "https://a.b", "GET", "allowed")
+    log.note(asked, "/first", {"KEY"})
+    with pytest.raises(DatabaseUnavailable):
+        await log.step()
+    down.clear()
+    await log.step()
+    [line] = told
+    assert (line.requests, line.paths, line.keys) == (2, {"/first", "/later"}, {"KEY"})

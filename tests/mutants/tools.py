@@ -5,6 +5,8 @@ from tests.mutants.catalogue import Mutant
 ARGUMENTS_TEST = "tests/unit/test_tool_arguments.py"
 TOOLS_TEST = "tests/integration/test_tools.py"
 PROCESSES_TEST = "tests/integration/test_tool_processes.py"
+EGRESS_TEST = "tests/integration/test_egress.py"
+RULES_TEST = "tests/unit/test_egress_rules.py"
 APPROVALS_TEST = "tests/integration/test_tool_approvals.py"
 FOLDER = "workers/aios_workers/modules/tool/"
 
@@ -134,5 +136,83 @@ TOOL_MUTANTS = (
         "                    raise after.problems[where]\n",
         "                    continue\n",
         "tests/unit/test_tools_file.py::test_what_would_be_wrong_is_not_written",
+    ),
+    Mutant(
+        "egress: a path is compared only where it is one path",
+        FOLDER + "egress/rules.py",
+        "    return _is_plain(path) and (",
+        "    return True and (",
+        RULES_TEST + "::test_what_a_rule_does_not_name_is_refused",
+    ),
+    Mutant(
+        "egress: a path ends at a slash",
+        FOLDER + "egress/rules.py",
+        'path.startswith(prefix.rstrip("/") + "/"))',
+        "path.startswith(prefix))",
+        RULES_TEST + "::test_what_a_rule_does_not_name_is_refused",
+    ),
+    Mutant(
+        "egress: addresses within addresses are looked at",
+        FOLDER + "egress/addresses.py",
+        "    return address.is_global and all(map(is_public, inner))\n",
+        "    return address.is_global\n",
+        RULES_TEST + "::test_no_address_that_is_not_the_internets_is_public",
+    ),
+    Mutant(
+        "egress: each address of a name is public",
+        FOLDER + "egress/addresses.py",
+        "not all(map(self._may_reach, found))",
+        "not any(map(self._may_reach, found))",
+        EGRESS_TEST + "::test_a_name_that_leads_into_a_private_network_is_refused",
+    ),
+    Mutant(
+        "egress: the host is the one that the rule passed for",
+        FOLDER + "egress/message.py",
+        '        "host",\n',
+        "",
+        EGRESS_TEST + "::test_the_host_in_a_tunnel_is_the_one_that_was_asked_for",
+    ),
+    Mutant(
+        "egress: a key goes where the operator says",
+        FOLDER + "egress/secrets.py",
+        "        if not any(pattern_of(host).names(origin) for host in secret.hosts):\n",
+        "        if False:\n",
+        EGRESS_TEST + "::test_a_key_goes_nowhere_but_where_rule_and_operator_agree",
+    ),
+    Mutant(
+        "egress: a key goes where the rule says",
+        FOLDER + "egress/secrets.py",
+        "        if name not in allowed:\n",
+        "        if False:\n",
+        EGRESS_TEST + "::test_a_key_goes_nowhere_but_where_rule_and_operator_agree",
+    ),
+    Mutant(
+        "egress: what may be the beginning of a key waits",
+        FOLDER + "egress/secrets.py",
+        "        keep = max((_begun(data, text) for text in self._texts), default=0)\n",
+        "        keep = 0\n",
+        RULES_TEST + "::test_a_key_is_taken_out_wherever_a_stream_is_cut",
+    ),
+    Mutant(
+        "egress: no compressed answer where a key went in",
+        FOLDER + "egress/proxy.py",
+        "    if _ENCODED.search(head):\n",
+        "    if False:\n",
+        EGRESS_TEST + "::test_a_compressed_answer_is_no_way_for_a_key_to_come_back",
+    ),
+    Mutant(
+        "egress: a length that can be read in two ways",
+        FOLDER + "egress/message.py",
+        '            if lengths or [each.lower() for each in codings] != ["chunked"]:\n',
+        "            if False:\n",
+        EGRESS_TEST + "::test_a_request_that_can_be_read_in_two_ways_is_refused",
+    ),
+    Mutant(
+        "egress: no key without a sandbox",
+        FOLDER + "processes.py",
+        '        if self._sandbox.kind == "none" and card.secrets:\n',
+        "        if False:\n",
+        "tests/integration/test_egress_tools.py"
+        "::test_without_a_sandbox_no_tool_that_uses_a_key_runs",
     ),
 )

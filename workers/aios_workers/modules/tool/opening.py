@@ -22,7 +22,7 @@ from aios_workers.config import WorkerConfig
 from aios_workers.modules.tool.approvals import ToolApprovals
 from aios_workers.modules.tool.cards import CardPublisher
 from aios_workers.modules.tool.egress.addresses import Dialer
-from aios_workers.modules.tool.egress.audited import AuditedLines
+from aios_workers.modules.tool.egress.audit_writer import AuditWriter
 from aios_workers.modules.tool.egress.door import Egress
 from aios_workers.modules.tool.egress.log import EgressLog
 from aios_workers.modules.tool.egress.secrets import FILE_NAME, SecretFile
@@ -155,7 +155,7 @@ def open_egress(folder: Path, state_dir: Path, open_store: Callable[[], Store | 
             is told.
     """
     secrets = SecretFile(state_dir / FILE_NAME)
-    log = EgressLog(AuditedLines(open_store).write)
+    log = EgressLog(AuditWriter(open_store).write)
     return Egress(folder / "egress", secrets, Dialer(), log)
 
 

@@ -12,7 +12,7 @@ ALLOWED = "allowed"
 logger = logging.getLogger(__name__)
 
 
-class AuditedLines:
+class AuditWriter:
     """Writes lines, all of one call in one transaction."""
 
     def __init__(self, open_store: Callable[[], Store | None]) -> None:
