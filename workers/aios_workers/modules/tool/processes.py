@@ -64,7 +64,11 @@ class ToolProcesses:
     """The runner of one worker."""
 
     def __init__(
-        self, folder: Path, sandbox: Sandbox, environ: Mapping[str, str], egress: Egress | None
+        self,
+        folder: Path,
+        sandbox: Sandbox,
+        environ: Mapping[str, str],
+        egress: Egress | None = None,
     ) -> None:
         """Take where processes may write, what keeps them in, and what they are told.
 
