@@ -19,9 +19,9 @@ from cryptography.x509.oid import NameOID
 from aios_broker.contract.names import Owner
 from aios_broker.contract.tools import NetworkRule, ToolCard
 from aios_workers.modules.tool.egress.addresses import Dialer
-from aios_workers.modules.tool.egress.door import Door, Egress
 from aios_workers.modules.tool.egress.log import EgressLine, EgressLog
 from aios_workers.modules.tool.egress.secrets import FILE_NAME, SecretFile
+from aios_workers.modules.tool.egress.way_out import Egress, WayOut
 
 KEY = "sk-live-0123456789abcdef"
 HERE = ipaddress.ip_network("127.0.0.0/8")
@@ -115,14 +115,16 @@ class EgressScene:
         return NetworkRule(**({"host": f"{self.host.name}:{self.host.port}"} | settings))  # type: ignore[arg-type]
 
     @asynccontextmanager
-    async def door(self, *rules: NetworkRule, secrets: Sequence[str] = ()) -> AsyncIterator[Door]:
+    async def way_out(
+        self, *rules: NetworkRule, secrets: Sequence[str] = ()
+    ) -> AsyncIterator[WayOut]:
         """Open a way out for the length of a block."""
         card = ToolCard(name="me/fetch", version="0" * 12, network=rules, secrets=tuple(secrets))
-        door = await self.egress.open(card, OWNER)
+        way_out = await self.egress.open(card, OWNER)
         try:
-            yield door
+            yield way_out
         finally:
-            await door.close()
+            await way_out.close()
 
     async def noted(self) -> list[tuple[str, str, str, Mapping[str, object]]]:
         """Return what the log was told: origin, method, outcome, and the rest."""
@@ -178,10 +180,10 @@ def _address(text: str) -> Sequence[str]:
 
 
 async def ask(
-    door: Door, host: str, request: bytes, *, tls: bool = True, trust: bool = True
+    way_out: WayOut, host: str, request: bytes, *, tls: bool = True, trust: bool = True
 ) -> bytes:
-    """Return all that comes back through the door to a request, as a program in a sandbox asks."""
-    reader, writer = await asyncio.open_unix_connection(door.folder / "proxy.sock")
+    """Return all that comes back through the way out to a request, as a program in a sandbox asks."""
+    reader, writer = await asyncio.open_unix_connection(way_out.folder / "proxy.sock")
     try:
         async with asyncio.timeout(20):
             if tls:
@@ -189,7 +191,7 @@ async def ask(
                 head = await reader.readuntil(b"\r\n\r\n")
                 if b" 200 " not in head.split(b"\r\n")[0]:
                     return head + await reader.read()
-                data = (door.folder / "authority.pem").read_text() if trust else None
+                data = (way_out.folder / "authority.pem").read_text() if trust else None
                 context = ssl.create_default_context(cadata=data)
                 name = host.rpartition(":")[0] or host
                 await writer.start_tls(context, server_hostname=name.strip("[]"))

@@ -27,8 +27,11 @@ def where(scene: EgressScene) -> str:
 
 
 async def test_a_request_that_a_rule_names_reaches_the_host(tmp_path: Path) -> None:
-    async with egress_scene(tmp_path) as scene, scene.door(scene.rule(paths=("/v1",))) as door:
-        said = await ask(door, where(scene), get(scene, "/v1/x?q=1", "X-More: yes"))
+    async with (
+        egress_scene(tmp_path) as scene,
+        scene.way_out(scene.rule(paths=("/v1",))) as way_out,
+    ):
+        said = await ask(way_out, where(scene), get(scene, "/v1/x?q=1", "X-More: yes"))
         [heard] = scene.host.heard
         assert said.startswith(b"HTTP/1.1 200 OK")
         assert heard.startswith("GET /v1/x?q=1 HTTP/1.1\r\n")
@@ -41,11 +44,11 @@ async def test_a_request_that_a_rule_names_reaches_the_host(tmp_path: Path) -> N
 
 
 async def test_a_sandbox_trusts_its_own_authority_alone(tmp_path: Path) -> None:
-    async with egress_scene(tmp_path) as scene, scene.door(scene.rule()) as door:
+    async with egress_scene(tmp_path) as scene, scene.way_out(scene.rule()) as way_out:
         with pytest.raises(ssl.SSLCertVerificationError):
-            await ask(door, where(scene), get(scene, "/"), trust=False)
-        async with scene.door(scene.rule()) as other:
-            mine, others = (each.folder / "authority.pem" for each in (door, other))
+            await ask(way_out, where(scene), get(scene, "/"), trust=False)
+        async with scene.way_out(scene.rule()) as other:
+            mine, others = (each.folder / "authority.pem" for each in (way_out, other))
             assert mine.read_bytes() != others.read_bytes()
         assert not other.folder.exists()
 
@@ -61,8 +64,11 @@ async def test_a_sandbox_trusts_its_own_authority_alone(tmp_path: Path) -> None:
 async def test_what_no_rule_names_is_refused_within_tls(
     tmp_path: Path, path: str, method: str, words: bytes
 ) -> None:
-    async with egress_scene(tmp_path) as scene, scene.door(scene.rule(paths=("/v1",))) as door:
-        said = await ask(door, where(scene), get(scene, path, method=method))
+    async with (
+        egress_scene(tmp_path) as scene,
+        scene.way_out(scene.rule(paths=("/v1",))) as way_out,
+    ):
+        said = await ask(way_out, where(scene), get(scene, path, method=method))
         assert said.startswith(b"HTTP/1.1 403 ")
         assert words in said
         assert scene.host.heard == []
@@ -71,17 +77,17 @@ async def test_what_no_rule_names_is_refused_within_tls(
 
 
 async def test_another_host_is_refused_before_anything_is_looked_up(tmp_path: Path) -> None:
-    async with egress_scene(tmp_path) as scene, scene.door(scene.rule()) as door:
+    async with egress_scene(tmp_path) as scene, scene.way_out(scene.rule()) as way_out:
         for other in ("evil.test:443", "169.254.169.254:443", "[::1]:443", "0x7f.1:443"):
-            said = await ask(door, other, b"")
+            said = await ask(way_out, other, b"")
             assert said.split(b" ")[1] in (b"403", b"400")
         assert scene.looked_up == []
 
 
 async def test_the_host_in_a_tunnel_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
     """What a request says of its host is not passed on: one host could be asked for another."""
-    async with egress_scene(tmp_path) as scene, scene.door(scene.rule()) as door:
-        await ask(door, where(scene), b"GET /x HTTP/1.1\r\nHost: internal.example.org\r\n\r\n")
+    async with egress_scene(tmp_path) as scene, scene.way_out(scene.rule()) as way_out:
+        await ask(way_out, where(scene), b"GET /x HTTP/1.1\r\nHost: internal.example.org\r\n\r\n")
         assert "internal.example.org" not in scene.host.heard[0]
 
 
@@ -89,14 +95,14 @@ async def test_a_key_is_put_in_and_never_comes_back(tmp_path: Path) -> None:
     async with egress_scene(tmp_path) as scene:
         scene.keys([where(scene)])
         rule = scene.rule(secrets=("API_KEY",))
-        async with scene.door(rule, secrets=["API_KEY"]) as door:
-            told = door.told["API_KEY"]
+        async with scene.way_out(rule, secrets=["API_KEY"]) as way_out:
+            told = way_out.told["API_KEY"]
             assert KEY not in told
             basic = base64.b64encode(f"ada:{told}".encode()).decode()
             asked = get(
                 scene, f"/x?key={told}", f"X-Key: Bearer {told}", f"Authorization: Basic {basic}"
             )
-            said = await ask(door, where(scene), asked)
+            said = await ask(way_out, where(scene), asked)
             [heard] = scene.host.heard
             real = base64.b64encode(f"ada:{KEY}".encode()).decode()
             assert f"GET /x?key={KEY} HTTP" in heard
@@ -115,12 +121,12 @@ async def test_a_key_is_put_into_plain_http_where_a_rule_says_so(tmp_path: Path)
     async with egress_scene(tmp_path, tls=False) as scene:
         plain = f"http://{where(scene)}"
         scene.keys([plain])
-        async with scene.door(
+        async with scene.way_out(
             NetworkRule(plain, secrets=("API_KEY",)), secrets=["API_KEY"]
-        ) as door:
-            told = door.told["API_KEY"]
+        ) as way_out:
+            told = way_out.told["API_KEY"]
             asked = f"GET {plain}/x HTTP/1.1\r\nHost: a\r\nX-Key: {told}\r\n\r\n".encode()
-            said = await ask(door, "", asked, tls=False)
+            said = await ask(way_out, "", asked, tls=False)
             assert f"X-Key: {KEY}" in scene.host.heard[0]
             assert said.startswith(b"HTTP/1.1 200 ")
             assert KEY.encode() not in said
@@ -131,9 +137,9 @@ async def test_a_key_goes_nowhere_but_where_rule_and_operator_agree(tmp_path: Pa
         scene.keys(["other.example.org"])
         with_key, without = scene.rule(secrets=("API_KEY",)), scene.rule()
         for rule, words in ((with_key, b"is not for"), (without, b"does not name the key")):
-            async with scene.door(rule, secrets=["API_KEY"]) as door:
-                asked = get(scene, "/x", f"X-Key: {door.told['API_KEY']}")
-                said = await ask(door, where(scene), asked)
+            async with scene.way_out(rule, secrets=["API_KEY"]) as way_out:
+                asked = get(scene, "/x", f"X-Key: {way_out.told['API_KEY']}")
+                said = await ask(way_out, where(scene), asked)
                 assert said.startswith(b"HTTP/1.1 403 ")
                 assert words in said
         assert scene.host.heard == []
@@ -143,9 +149,9 @@ async def test_a_changed_key_holds_at_once(tmp_path: Path) -> None:
     async with egress_scene(tmp_path) as scene:
         scene.keys([where(scene)])
         rule = scene.rule(secrets=("API_KEY",))
-        async with scene.door(rule, secrets=["API_KEY"]) as door:
+        async with scene.way_out(rule, secrets=["API_KEY"]) as way_out:
             scene.keys([where(scene)], API_KEY="another-key-of-today")
-            await ask(door, where(scene), get(scene, "/", f"X-Key: {door.told['API_KEY']}"))
+            await ask(way_out, where(scene), get(scene, "/", f"X-Key: {way_out.told['API_KEY']}"))
             assert "X-Key: another-key-of-today" in scene.host.heard[0]
 
 
@@ -156,9 +162,9 @@ async def test_a_compressed_answer_is_no_way_for_a_key_to_come_back(tmp_path: Pa
             b"HTTP/1.1 200 OK\r\ncontent-Encoding:  gzip\r\nContent-Length: 2\r\n\r\nxx"
         )
         rule = scene.rule(secrets=("API_KEY",))
-        async with scene.door(rule, secrets=["API_KEY"]) as door:
-            asked = get(scene, "/zip", f"X: {door.told['API_KEY']}", "Accept-Encoding: gzip")
-            said = await ask(door, where(scene), asked)
+        async with scene.way_out(rule, secrets=["API_KEY"]) as way_out:
+            asked = get(scene, "/zip", f"X: {way_out.told['API_KEY']}", "Accept-Encoding: gzip")
+            said = await ask(way_out, where(scene), asked)
             assert "Accept-Encoding: identity" in scene.host.heard[0]
             assert said.startswith(b"HTTP/1.1 502 ")
 
@@ -185,7 +191,7 @@ async def test_a_key_that_cannot_be_used_is_told_before_a_tool_runs(
             scene.secrets.write_text(text)
             scene.secrets.chmod(mode)
         with pytest.raises(ToolUnavailable) as caught:
-            async with scene.door(scene.rule(), secrets=["API_KEY"]):
+            async with scene.way_out(scene.rule(), secrets=["API_KEY"]):
                 pass
         assert words in str(caught.value)
         assert "sk-0123456789" not in str(caught.value)
@@ -197,12 +203,12 @@ async def test_a_redirection_is_another_request(tmp_path: Path) -> None:
             b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/latest\r\n"
             b"Content-Length: 0\r\n\r\n"
         )
-        async with scene.door(scene.rule()) as door:
-            said = await ask(door, where(scene), get(scene, "/go"))
+        async with scene.way_out(scene.rule()) as way_out:
+            said = await ask(way_out, where(scene), get(scene, "/go"))
             assert b"302 Found" in said
             assert scene.looked_up == [scene.host.name]
             asked = b"GET http://169.254.169.254/latest HTTP/1.1\r\nHost: a\r\n\r\n"
-            assert b" 403 " in await ask(door, "", asked, tls=False)
+            assert b" 403 " in await ask(way_out, "", asked, tls=False)
         assert len(scene.host.heard) == 1
 
 
@@ -222,9 +228,9 @@ async def test_a_name_that_leads_into_a_private_network_is_refused(
 ) -> None:
     async with egress_scene(tmp_path) as scene:
         scene.names["inside.example.org"] = answers
-        async with scene.door(NetworkRule("*.example.org")) as door:
+        async with scene.way_out(NetworkRule("*.example.org")) as way_out:
             said = await ask(
-                door, "inside.example.org", b"GET / HTTP/1.1\r\nHost: inside.example.org\r\n\r\n"
+                way_out, "inside.example.org", b"GET / HTTP/1.1\r\nHost: inside.example.org\r\n\r\n"
             )
             assert said.startswith(b"HTTP/1.1 403 ")
             assert b"not an address of the internet" in said
@@ -242,8 +248,8 @@ async def test_a_name_is_looked_up_once_for_a_request(
         return await connect(host, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(asyncio, "open_connection", noting)
-    async with egress_scene(tmp_path) as scene, scene.door(scene.rule()) as door:
-        await ask(door, where(scene), get(scene, "/"))
+    async with egress_scene(tmp_path) as scene, scene.way_out(scene.rule()) as way_out:
+        await ask(way_out, where(scene), get(scene, "/"))
         assert scene.looked_up == [scene.host.name]
         assert called == ["127.0.0.1"]
 
@@ -252,20 +258,20 @@ async def test_a_host_with_another_certificate_is_not_spoken_to(tmp_path: Path) 
     async with egress_scene(tmp_path) as scene:
         scene.names["other.example.org"] = ["127.0.0.1"]
         other = f"other.example.org:{scene.host.port}"
-        async with scene.door(NetworkRule(other)) as door:
-            said = await ask(door, other, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        async with scene.way_out(NetworkRule(other)) as way_out:
+            said = await ask(way_out, other, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             assert said.startswith(b"HTTP/1.1 502 ")
             assert scene.host.heard == []
 
 
 async def test_bodies_pass_by_length_and_in_chunks(tmp_path: Path) -> None:
     rule = {"methods": ("POST",)}
-    async with egress_scene(tmp_path) as scene, scene.door(scene.rule(**rule)) as door:
+    async with egress_scene(tmp_path) as scene, scene.way_out(scene.rule(**rule)) as way_out:
         length = get(scene, "/", "Content-Length: 5", method="POST") + b"hello"
-        assert b"hello" in await ask(door, where(scene), length)
+        assert b"hello" in await ask(way_out, where(scene), length)
         chunks = get(scene, "/", "Transfer-Encoding: chunked", method="POST")
         chunks += b"5;name=value\r\nhello\r\n0\r\nTrailer: x\r\n\r\n"
-        said = await ask(door, where(scene), chunks)
+        said = await ask(way_out, where(scene), chunks)
         assert said.endswith(b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
 
 
@@ -286,27 +292,32 @@ async def test_bodies_pass_by_length_and_in_chunks(tmp_path: Path) -> None:
 async def test_a_request_that_can_be_read_in_two_ways_is_refused(
     tmp_path: Path, headers: list[str]
 ) -> None:
-    async with egress_scene(tmp_path) as scene, scene.door(scene.rule()) as door:
-        said = await ask(door, where(scene), get(scene, "/", *headers) + b"hello")
+    async with egress_scene(tmp_path) as scene, scene.way_out(scene.rule()) as way_out:
+        said = await ask(way_out, where(scene), get(scene, "/", *headers) + b"hello")
         assert said.startswith(b"HTTP/1.1 400 ")
         assert scene.host.heard == []
 
 
 async def test_a_second_request_of_a_connection_is_not_passed_on(tmp_path: Path) -> None:
-    async with egress_scene(tmp_path) as scene, scene.door(scene.rule(paths=("/v1",))) as door:
-        await ask(door, where(scene), get(scene, "/v1") + get(scene, "/admin"))
+    async with (
+        egress_scene(tmp_path) as scene,
+        scene.way_out(scene.rule(paths=("/v1",))) as way_out,
+    ):
+        await ask(way_out, where(scene), get(scene, "/v1") + get(scene, "/admin"))
         assert len(scene.host.heard) == 1
         assert "/admin" not in scene.host.heard[0]
 
 
 async def test_headers_that_make_another_request_of_one_are_not_passed_on(tmp_path: Path) -> None:
-    async with egress_scene(tmp_path) as scene, scene.door(scene.rule()) as door:
+    async with egress_scene(tmp_path) as scene, scene.way_out(scene.rule()) as way_out:
         more = [
             "X-HTTP-Method-Override: DELETE",
             "Upgrade: websocket",
             "Connection: X-Own, Upgrade",
         ]
-        await ask(door, where(scene), get(scene, "/", *more, "X-Own: 1", "Proxy-Authorization: a"))
+        await ask(
+            way_out, where(scene), get(scene, "/", *more, "X-Own: 1", "Proxy-Authorization: a")
+        )
         heard = scene.host.heard[0].lower()
         assert "override" not in heard
         assert "upgrade" not in heard
@@ -318,10 +329,10 @@ async def test_what_was_asked_is_in_the_audit_log(tmp_path: Path, database_url: 
     store = Store(database_url, name="egress-test", audit_key=AUDIT_KEY)
     written = AuditWriter(lambda: store)
     try:
-        async with egress_scene(tmp_path) as scene, scene.door(scene.rule()) as door:
+        async with egress_scene(tmp_path) as scene, scene.way_out(scene.rule()) as way_out:
             for path in ("/a", "/b?key=x"):
-                await ask(door, where(scene), get(scene, path))
-            await ask(door, where(scene), get(scene, "/a", method="DELETE"))
+                await ask(way_out, where(scene), get(scene, path))
+            await ask(way_out, where(scene), get(scene, "/a", method="DELETE"))
             await scene.noted()
             await written.write(scene.lines)
         async with store.as_steward() as cursor:

@@ -23,9 +23,9 @@ from aios_workers.modules.tool.approvals import ToolApprovals
 from aios_workers.modules.tool.cards import CardPublisher
 from aios_workers.modules.tool.egress.addresses import Dialer
 from aios_workers.modules.tool.egress.audit_writer import AuditWriter
-from aios_workers.modules.tool.egress.door import Egress
 from aios_workers.modules.tool.egress.log import EgressLog
 from aios_workers.modules.tool.egress.secrets import FILE_NAME, SecretFile
+from aios_workers.modules.tool.egress.way_out import Egress
 from aios_workers.modules.tool.environments import ToolEnvironments
 from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.registry import ToolRegistry

@@ -28,7 +28,7 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.names import Owner
 from aios_broker.contract.tools import MadeFile, ToolCard, ToolResult, ToolRunFacts
 from aios_broker.places import Holder, Places, Shares
-from aios_workers.modules.tool.egress.door import Door, Egress
+from aios_workers.modules.tool.egress.way_out import Egress, WayOut
 from aios_workers.modules.tool.running import Sandbox, ToolCall, ToolProgram
 from aios_workers.modules.tool.tool_process import ToolProcess
 
@@ -49,11 +49,11 @@ _Key = tuple[str, str, Owner]
 class _Kept:
     process: ToolProcess
     folder: Path
-    door: Door | None  # its way out
+    way_out: WayOut | None  # its way out
 
 
 @dataclass(slots=True)
-class _Gate:
+class _LaunchLock:
     """One at a time looks for a process, or starts it."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -80,7 +80,7 @@ class ToolProcesses:
         self._environ = environ
         self._places = Places(SHARES)
         self._kept: dict[_Key, _Kept] = {}  # the longest unused first
-        self._starting: dict[_Key, _Gate] = {}
+        self._starting: dict[_Key, _LaunchLock] = {}
         self._tidying: asyncio.Task[None] | None = None
 
     async def run(
@@ -161,7 +161,7 @@ class ToolProcesses:
     async def _process(self, program: ToolProgram, owner: Owner) -> _Kept:
         """Return a process of a tool that runs for this agent; start it where there is none."""
         key = (program.card.name, program.card.version, owner)
-        gate = self._starting.setdefault(key, _Gate())
+        gate = self._starting.setdefault(key, _LaunchLock())
         gate.waiting += 1
         try:
             async with gate.lock:
@@ -181,15 +181,15 @@ class ToolProcesses:
         return kept
 
     async def _started(self, program: ToolProgram, owner: Owner) -> _Kept:
-        door = await self._door(program.card, owner)
+        way_out = await self._way_out(program.card, owner)
         try:
-            return await self._started_with(program, door)
+            return await self._started_with(program, way_out)
         except BaseException:
-            if door is not None:
-                await door.close()
+            if way_out is not None:
+                await way_out.close()
             raise
 
-    async def _door(self, card: ToolCard, owner: Owner) -> Door | None:
+    async def _way_out(self, card: ToolCard, owner: Owner) -> WayOut | None:
         """Open a tool's way out; None: no rule of it leads anywhere, or nothing keeps it in."""
         if self._sandbox.kind == "none" and card.secrets:
             raise SandboxUnavailable(
@@ -202,15 +202,17 @@ class ToolProcesses:
             return None
         return await self._egress.open(card, owner) if card.network or card.secrets else None
 
-    async def _started_with(self, program: ToolProgram, door: Door | None) -> _Kept:
+    async def _started_with(self, program: ToolProgram, way_out: WayOut | None) -> _Kept:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = Path(mkdtemp(dir=self._folder))
         try:
-            process = await ToolProcess.start(program, self._sandbox, folder, self._environ, door)
+            process = await ToolProcess.start(
+                program, self._sandbox, folder, self._environ, way_out
+            )
         except BaseException:
             await _removed(folder)
             raise
-        return _Kept(process, folder, door)
+        return _Kept(process, folder, way_out)
 
     async def _tidy(self) -> None:
         """End what has not been used for a while, or is too many; return when nothing is left."""
@@ -226,8 +228,8 @@ class ToolProcesses:
 
     async def _end(self, kept: _Kept) -> None:
         await kept.process.close()
-        if kept.door is not None:
-            await kept.door.close()
+        if kept.way_out is not None:
+            await kept.way_out.close()
         await _removed(kept.folder)
 
     async def close(self) -> None:

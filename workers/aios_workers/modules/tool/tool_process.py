@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from aios_broker.contract.errors import ToolFailed, ToolUnavailable
-from aios_workers.modules.tool.egress.door import Door
+from aios_workers.modules.tool.egress.way_out import WayOut
 from aios_workers.modules.tool.running import Launch, Sandbox, ToolProgram
 
 MAIN = Path(__file__).with_name("process") / "__main__.py"
@@ -59,7 +59,7 @@ class ToolProcess:
         sandbox: Sandbox,
         workspace: Path,
         environ: Mapping[str, str],
-        door: Door | None = None,
+        way_out: WayOut | None = None,
     ) -> "ToolProcess":
         """Start one that is ready for calls; they all work below this workspace.
 
@@ -68,7 +68,7 @@ class ToolProcess:
             sandbox: What it is kept in by.
             workspace: Where it works.
             environ: What it is told.
-            door: Its way out; None: it has none.
+            way_out: Its way out; None: it has none.
 
         Raises:
             ToolUnavailable: It cannot be loaded.
@@ -76,8 +76,8 @@ class ToolProcess:
             SandboxUnavailable: This machine cannot keep it in.
         """
         launch = launch_of(program, "serve", workspace, environ)
-        if door is not None:
-            launch = door.through(launch, program.python)
+        if way_out is not None:
+            launch = way_out.through(launch, program.python)
         launch = sandbox.confined(program, launch)
         process = await started(launch)
         found = cls(program, process)

@@ -25,7 +25,7 @@ _TRUST = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_C
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class WayOut:
     """The way out of one sandbox."""
 
     folder: Path
@@ -60,7 +60,7 @@ class Egress:
     dialer: Dialer
     log: EgressLog
 
-    async def open(self, card: ToolCard, owner: Owner) -> Door:
+    async def open(self, card: ToolCard, owner: Owner) -> WayOut:
         """Open a way out by the rules of a tool, for calls of one agent.
 
         Raises:
@@ -84,7 +84,7 @@ class Egress:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return Door(folder, dict(placeholders.told), server, proxy)
+        return WayOut(folder, dict(placeholders.told), server, proxy)
 
     def _placeholders(self, names: Iterable[str]) -> Placeholders:
         try:
