@@ -182,7 +182,7 @@ def _address(text: str) -> Sequence[str]:
 async def ask(
     way_out: WayOut, host: str, request: bytes, *, tls: bool = True, trust: bool = True
 ) -> bytes:
-    """Return all that comes back through the way out to a request, as a program in a sandbox asks."""
+    """Return all that comes back to a request that a program in a sandbox makes."""
     reader, writer = await asyncio.open_unix_connection(way_out.folder / "proxy.sock")
     try:
         async with asyncio.timeout(20):

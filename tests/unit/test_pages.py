@@ -30,6 +30,7 @@ ELSEWHERE = {
     "run.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "tool-secrets.toml",
     "tool.toml",
     "tools.toml",
 }
