@@ -61,6 +61,8 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     approval_webhook_private: bool = False  # it may lie in a private network
     tool_sandbox: SandboxKind = "bubblewrap"  # none: tools see what the worker's user sees
     tool_slots: Annotated[int, Meta(ge=1, le=10_000)] = 64  # syscalls at once
+    exec_agent_sessions: Annotated[int, Meta(ge=0, le=10_000)] = 8  # of one agent, at once
+    exec_tenant_sessions: Annotated[int, Meta(ge=0, le=10_000)] = 64  # of one tenant, at once
     # Of one agent in storage, all versions counted; its own limit, where it has one, goes before.
     storage_max_bytes: Annotated[int, Meta(ge=0)] = 1024 * 1024 * 1024
     storage_keep_versions: Annotated[int, Meta(ge=1, le=100_000)] = 100  # of one file

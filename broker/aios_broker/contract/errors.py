@@ -282,6 +282,16 @@ class SandboxUnavailable(Rejected):
     """This machine has no sandbox for what was to run, and the operator allows nothing less."""
 
 
+class UnknownSession(Rejected):
+    """The agent has no exec session of that id: it was closed, or never was."""
+
+
+class SessionBusy(Rejected):
+    """So many runs wait for this exec session that no other is taken."""
+
+    retryable = True
+
+
 class ApprovalDenied(Rejected):
     """It needs a person's approval, and the person refused it; nothing was changed."""
 
@@ -327,6 +337,10 @@ class ToolTimeout(ToolFailed):
 
 class ToolLimit(ToolFailed):
     """The tool used more than it may, and was ended; `field` names the limit."""
+
+
+class SessionLost(Failed):
+    """The exec session is gone, and what it held with it; the message says why."""
 
 
 class FormNotKept(Failed):

@@ -1,14 +1,15 @@
 """What an agent may ask of its exec sessions: interpreters that keep what was run in them.
 
-A session is one agent's own. It lives in the sandbox of a tool worker and ends when it was idle
-for too long, when it is closed, or with its worker: then who runs in it is told that it is lost.
+A session is one agent's own. It lives in the sandbox of one tool worker, and ends when it is
+closed, when it was idle for too long, when it met a limit, or with its worker: then who runs in it
+hears `session-lost`.
 """
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
-from aios_broker.contract.names import Request, Row, Text
+from aios_broker.contract.names import Name, Request, Row, Text
 from aios_broker.contract.tools import MadeFile, SandboxKind, ToolName
 
 SessionId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]  # of the syscall that opened it
@@ -16,12 +17,27 @@ Interpreter = Literal["python", "shell"]
 _Seconds = Annotated[float, Meta(gt=0.0, le=86_400.0)]
 
 
+class SessionLimits(Request, frozen=True):
+    """What a session may use. One that goes beyond is ended, with all processes that it began."""
+
+    cpu_s: Annotated[float, Meta(gt=0.0, le=3_600.0)] = 60.0  # of one run
+    # Of addresses, of each of its processes; and of memory that is in use, of all together.
+    memory_bytes: Annotated[int, Meta(ge=64 * 1024**2, le=16 * 1024**3)] = 1024**3
+    processes: Annotated[int, Meta(ge=1, le=256)] = 32
+    # Of what one run prints, of each stream; what comes later is cut away.
+    output_bytes: Annotated[int, Meta(ge=0, le=4 * 1024**2)] = 64 * 1024
+    file_bytes: Annotated[int, Meta(ge=1024, le=4 * 1024**3)] = 256 * 1024**2  # of its workspace
+
+
 class ExecOpen(Request, frozen=True, tag="exec.open"):
     """Begin a session: an interpreter of the agent's own, in a sandbox."""
 
     interpreter: Interpreter = "python"
+    name: Name | None = None  # what people call it
     idle_s: _Seconds = 1_800.0  # it ends when nothing was run for so long
-    tools: Annotated[Row[ToolName], Meta(max_length=64)] = ()  # that code inside may call
+    limits: SessionLimits = field(default_factory=SessionLimits)
+    # Those that code inside may call; None: all that the agent may.
+    tools: Annotated[Row[ToolName], Meta(max_length=64)] | None = None
 
 
 class ExecRun(Request, frozen=True, tag="exec.run"):
@@ -64,6 +80,7 @@ class ExecSession(Struct, frozen=True, omit_defaults=True, tag="exec.session"):
     """A session as it is."""
 
     id: str
+    name: str = ""
     interpreter: Interpreter = "python"
     state: Literal["idle", "busy", "closed", "lost"] = "idle"
     runs: int = 0  # since it was opened or reset
@@ -72,6 +89,9 @@ class ExecSession(Struct, frozen=True, omit_defaults=True, tag="exec.session"):
     idle_s: float = 0.0
     worker: str = ""
     sandbox: SandboxKind = "none"
+    limits: SessionLimits = field(default_factory=SessionLimits)
+    reason: str = ""  # why it is lost
+    warnings: tuple[str, ...] = ()  # such as what a machine without a sandbox does not keep
 
 
 class ExecSessions(Struct, frozen=True, omit_defaults=True, tag="exec.list"):
@@ -81,7 +101,7 @@ class ExecSessions(Struct, frozen=True, omit_defaults=True, tag="exec.list"):
 
 
 class ExecFailure(Struct, frozen=True, omit_defaults=True):
-    """What the code raised: the run itself did not fail."""
+    """What the code raised, or the exit code of a shell's last command: the run did not fail."""
 
     name: str
     message: str
@@ -95,7 +115,7 @@ class ExecOutcome(Struct, frozen=True, omit_defaults=True, tag="exec.run"):
     number: int = 0  # of the run in its session, from 1
     stdout: str = ""
     stderr: str = ""
-    output_cut: bool = False
+    output_cut: bool = False  # it printed more than the session may
     value: str = ""  # how the last expression shows itself
     rich: tuple[dict[str, Any], ...] = ()  # by media type, such as {"image/png": base64}
     error: ExecFailure | None = None

@@ -1,6 +1,6 @@
 """Syscalls that a module makes itself, in the name of the agent whose syscall it runs.
 
-They go through the queue of the llm module like everybody's: the agent's quota counts them, the
+They go through the queue of their module like everybody's: the agent's quota counts them, the
 scheduler orders them, `aios ps` shows them. All of a process share one client. The id is made of
 the asking syscall's id, the step, and what is asked: a worker that runs the syscall again after a
 crash finds the call under way, or its result (kept for a minute), and makes no second one; where it
@@ -25,9 +25,9 @@ from aios_broker.contract.errors import (
     UnknownCore,
     WaitTimeout,
 )
-from aios_broker.contract.llm import LlmBody
+from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Result
-from aios_broker.contract.syscall import Syscall
+from aios_broker.contract.syscall import Body, Syscall
 from aios_broker.queues.control import Control
 from aios_broker.queues.fleet import Fleet
 from aios_broker.queues.functions import Functions
@@ -35,14 +35,14 @@ from aios_broker.queues.keys import Keys
 from aios_broker.retry import patiently
 
 LEAST_DEADLINE_S = 0.05
-NO_WORKER_S = 10.0  # how long a fleet without an llm worker is waited for: one may be restarting
+NO_WORKER_S = 10.0  # how long a module without a worker is waited for: one may be restarting
 LOOK_S = 0.5  # between looks for one
 SEEN_S = 5.0  # how long it counts that one was seen
 RETRY_AFTER_S = 1.0  # where the kernel does not say
 
 
 class SubmittedCalls:
-    """Submits them to the queue of the llm module and waits for the replies."""
+    """Submits them to the queues of their modules and waits for the replies."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class SubmittedCalls:
         self._closing = AsyncExitStack()
         self._under_way: dict[str, asyncio.Task[Result]] = {}
         self._no_worker_s = no_worker_s
-        self._seen_at = float("-inf")  # when an llm worker was seen
+        self._seen_at: dict[Module, float] = {}  # when a worker of it was seen
 
     async def __aenter__(self) -> Self:
         return self
@@ -76,11 +76,11 @@ class SubmittedCalls:
         await asyncio.gather(*under_way, return_exceptions=True)
         await self._closing.aclose()
 
-    async def call(self, asked: Syscall, body: LlmBody, step: str) -> Result:
+    async def call(self, asked: Syscall, body: Body, step: str) -> Result:
         """Submit, and return the result; its deadline is what is left of that of `asked`.
 
         Raises:
-            UnknownCore: No worker serves the core, or the llm module at all.
+            UnknownCore: No worker serves the core, or the module at all.
             KernelError: What the syscall ended with.
         """
         digest = hashlib.blake2b(msgspec.json.encode(body), digest_size=16).hexdigest()
@@ -109,7 +109,7 @@ class SubmittedCalls:
         """Ask until there is an answer: a queue that is full and a kernel that is away pass."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + call.deadline_s
-        await patiently(self._await_worker)
+        await patiently(lambda: self._await_worker(call.module))
         while True:
             left_s = max(until_s - loop.time(), LEAST_DEADLINE_S)
             try:
@@ -163,18 +163,20 @@ class SubmittedCalls:
             )
         return min(asked.deadline_s, view.deadline_in_s)
 
-    async def _await_worker(self) -> None:
+    async def _await_worker(self, module: Module) -> None:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._no_worker_s
-        while loop.time() - self._seen_at > SEEN_S:
+        while loop.time() - self._seen_at.get(module, float("-inf")) > SEEN_S:
             workers = await self._fleet.live_workers()
-            if any("llm" in worker.module.split(",") for worker in workers):
-                self._seen_at = loop.time()
+            if any(module in worker.module.split(",") for worker in workers):
+                self._seen_at[module] = loop.time()
             elif loop.time() >= give_up_at:
                 raise UnknownCore(
-                    f"no worker serves the module llm ({self._no_worker_s:g} s waited)",
-                    field="body.core",
-                    remedy="start one (`aios up` with AIOS_LLM_WORKERS=1)",
+                    f"no worker serves the module {module} ({self._no_worker_s:g} s waited)",
+                    field="body.core" if module == "llm" else "body.type",
+                    remedy="start one (`aios up` with AIOS_LLM_WORKERS=1)"
+                    if module == "llm"
+                    else "start one (`aios up`)",
                 )
             else:
                 await asyncio.sleep(LOOK_S)

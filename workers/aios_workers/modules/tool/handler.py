@@ -1,9 +1,10 @@
-"""The tool module: runs tools, tells which there are, and echoes."""
+"""The tool module: runs tools and sessions, tells which there are, and echoes."""
 
 import asyncio
 from collections.abc import Mapping
 
 from aios_broker.contract.errors import ToolUnavailable, UnknownModule, UnknownTool, WorkerLost
+from aios_broker.contract.exec import ExecBody
 from aios_broker.contract.reply import EchoResult, Result
 from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_broker.contract.tools import (
@@ -39,6 +40,7 @@ class ToolHandler:
         self._runner = tools.runner
         self._cards = tools.cards
         self._approvals = tools.approvals
+        self._sessions = tools.sessions
         self._checker = ArgumentChecker()
 
     def answer_at_once(self, run: Run, syscall: Syscall) -> Done | None:
@@ -58,12 +60,21 @@ class ToolHandler:
                 return Done(await patiently(lambda: self._listed(syscall.body)))
             case ToolShow(tool=name):
                 return Done(await patiently(lambda: self._shown(name)))
+            case body if isinstance(body, ExecBody):
+                return await self._of_session(run, syscall)
             case _:
                 raise UnknownModule(
                     f"{syscall.kind!r} is not built in this version",
                     field="body.type",
                     remedy="use tool.call",
                 )
+
+    async def _of_session(self, run: Run, syscall: Syscall) -> Outcome:
+        stream = self._kernel.streams.open(run.lease, syscall.id)
+        write = stream.write if run.lease.wants_chunks else _unheard
+        done = await self._sessions.answer(run, syscall, write)
+        await stream.flush()
+        return done
 
     async def _listed(self, body: object) -> Result:
         assert isinstance(body, ToolList)

@@ -29,8 +29,10 @@ from aios_workers.modules.tool.egress.way_out import Egress
 from aios_workers.modules.tool.environments import ToolEnvironments
 from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.registry import ToolRegistry
-from aios_workers.modules.tool.running import Sandbox, ToolRunner
+from aios_workers.modules.tool.running import Launch, Sandbox, ToolRunner
 from aios_workers.modules.tool.sandbox.bubblewrap import chosen_sandbox
+from aios_workers.modules.tool.sessions.answering import SessionAnswers
+from aios_workers.modules.tool.sessions.opening import open_sessions
 
 WORK = "aios-tools-"  # what the folders begin with in which tools of a worker work
 LOCK = "lock"  # held for as long as the worker lives
@@ -46,6 +48,7 @@ class Tools:
     runner: ToolRunner
     cards: ToolCards
     approvals: ToolApprovals
+    sessions: SessionAnswers
 
 
 async def open_tools(
@@ -81,7 +84,9 @@ async def open_tools(
     trouble = "the fleet is not told of tools"
     await stack.enter_async_context(periodic_task("tool cards", publisher.step, trouble))
     approvals = ToolApprovals(open_store, config.approval_ttl_s)
-    return Tools(registry, runner, cards, approvals)
+    place = Launch((), told_of(environ), folder / "sessions")
+    sessions = await open_sessions(config, name, registry.sandbox, place, stack)
+    return Tools(registry, runner, cards, approvals, sessions)
 
 
 def open_registry(

@@ -1,0 +1,1 @@
+"""Exec sessions: interpreters that live as long as their agent needs them."""

@@ -1,0 +1,347 @@
+"""The sessions that live in this worker: opened, run in, watched over, ended.
+
+One run at a time in each; others of the session wait for their turn.
+"""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import mkdtemp
+
+from msgspec.structs import replace
+
+from aios_broker.contract.errors import (
+    QuotaExceeded,
+    SandboxUnavailable,
+    SessionBusy,
+    SessionLost,
+    UnknownSession,
+)
+from aios_broker.contract.exec import ExecFailure, ExecOpen, ExecOutcome, ExecRun, ExecSession
+from aios_broker.contract.names import Owner
+from aios_broker.contract.syscall import Syscall
+from aios_broker.queues.exec_sessions import SessionRecord, SessionRecords, spare
+from aios_broker.retry import patiently
+from aios_workers.modules.tool.running import Launch, Sandbox
+from aios_workers.modules.tool.sessions.files import bytes_of, made_since, stamps
+from aios_workers.modules.tool.sessions.inner_calls import Calls, InnerCalls
+from aios_workers.modules.tool.sessions.session_process import (
+    OWN_PROCESSES,
+    SessionEnded,
+    SessionProcess,
+    SessionRun,
+    tree_use,
+)
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.5  # between two looks at what sessions use
+MOST_WAITING = 16  # runs of one session
+OPEN_ANEW = "open a session anew; what the old one held is gone"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTerms:
+    """What the operator allows of sessions."""
+
+    of_agent: int  # at once
+    of_tenant: int
+    without_sandbox: bool = False  # also where nothing keeps them in
+
+
+@dataclass(slots=True)
+class Session:
+    """A session that lives here."""
+
+    owner: Owner
+    asked: ExecOpen
+    process: SessionProcess
+    folder: Path
+    shown: ExecSession
+    used_s: float  # by the loop's clock
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
+
+
+class SessionHost:
+    """The sessions of one worker."""
+
+    def __init__(
+        self,
+        name: str,
+        records: SessionRecords,
+        calls: Calls,
+        sandbox: Sandbox,
+        place: Launch,
+        terms: SessionTerms,
+    ) -> None:
+        """Take what sessions stand on; `place`: the folder of all, and what they are told."""
+        self.name = name
+        self._records = records
+        self._calls = calls
+        self._sandbox = sandbox
+        self._place = place
+        self._terms = terms
+        self._sessions: dict[str, Session] = {}
+        self._clock = asyncio.get_running_loop().time
+
+    async def open(self, syscall: Syscall, asked: ExecOpen) -> ExecSession:
+        """Open a session; its id is the syscall's.
+
+        Raises:
+            QuotaExceeded: The agent or its tenant has as many as it may.
+            SandboxUnavailable: This machine cannot keep it in; `ToolUnavailable`.
+        """
+        if self._sandbox.kind == "none" and not self._terms.without_sandbox:
+            raise SandboxUnavailable(
+                "; ".join(self._sandbox.warnings) or "this machine has no sandbox",
+                remedy="see `aios doctor`; AIOS_TOOL_SANDBOX=none runs code without one",
+            )
+        now = await patiently(self._records.now)
+        shown = ExecSession(
+            syscall.id,
+            asked.name or "",
+            asked.interpreter,
+            opened_at=now,
+            used_at=now,
+            idle_s=asked.idle_s,
+            worker=self.name,
+            sandbox=self._sandbox.kind,
+            limits=asked.limits,
+            warnings=tuple(self._sandbox.warnings),
+        )
+        await self._write(syscall.owner, shown, now)
+        try:
+            await patiently(lambda: self._check_room(syscall.owner, now))
+            session = await self._started(syscall.owner, asked, shown)
+        except BaseException:
+            await self._records.forget(syscall.tenant, shown.id)
+            raise
+        self._sessions[shown.id] = session
+        return shown
+
+    async def _check_room(self, owner: Owner, now: float) -> None:
+        """Refuse a session that is one too many; it stands among the records already."""
+        records = await self._records.of_tenant(owner.tenant)
+        await self._records.forget(owner.tenant, *spare(records, now))
+        living = [one for one in records if one.session.state != "lost"]
+        hosts = {one.host for one in living} - {self.name}
+        alive = {self.name, *[host for host in hosts if await self._records.lives(host)]}
+        living = [one for one in living if one.host in alive]
+        own = sum(one.agent == owner.agent for one in living)
+        for count, most, who, name in (
+            (own, self._terms.of_agent, f"agent {owner.agent!r}", "agent_sessions"),
+            (len(living), self._terms.of_tenant, f"tenant {owner.tenant!r}", "tenant_sessions"),
+        ):
+            if count > most:
+                raise QuotaExceeded(
+                    f"{who} has as many exec sessions as it may: {most}",
+                    field=f"quota.{name}",
+                    remedy="close one (exec.close; `aios exec list` shows them)",
+                )
+
+    async def _started(self, owner: Owner, asked: ExecOpen, shown: ExecSession) -> Session:
+        self._place.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Path(mkdtemp(dir=self._place.workspace))
+        try:
+            process = await self._process(asked, folder)
+        except BaseException:
+            await _removed(folder)
+            raise
+        return Session(owner, asked, process, folder, shown, self._clock())
+
+    async def _process(self, asked: ExecOpen, folder: Path) -> SessionProcess:
+        place = Launch((), self._place.environ, folder)
+        return await SessionProcess.start(asked, self._sandbox, Path(sys.executable), place)
+
+    def has(self, session_id: str) -> bool:
+        """Whether a session lives here."""
+        return session_id in self._sessions
+
+    async def run(
+        self, syscall: Syscall, asked: ExecRun, heard: Callable[[str], None]
+    ) -> ExecOutcome:
+        """Run code in a session; `heard` is given what it prints.
+
+        Raises:
+            SessionLost: It is gone; `SessionBusy`, `UnknownSession`.
+        """
+        session = self._of(syscall.owner, asked.session)
+        if session.waiting >= MOST_WAITING:
+            raise SessionBusy(
+                f"{MOST_WAITING} runs of this session wait already",
+                retry_after_s=1.0,
+                remedy="wait for them, or interrupt what runs (exec.interrupt)",
+            )
+        session.waiting += 1
+        try:
+            async with session.turn:
+                if not session.process.is_alive:
+                    raise await self._lost(session, session.process.reason)
+                return await self._ran(session, syscall, asked, heard)
+        finally:
+            session.waiting -= 1
+
+    async def _ran(
+        self, session: Session, syscall: Syscall, asked: ExecRun, heard: Callable[[str], None]
+    ) -> ExecOutcome:
+        began_s = self._clock()
+        number = session.shown.runs + 1
+        limits = session.asked.limits
+        calls = InnerCalls(self._calls, syscall, session.asked.tools)
+        run = SessionRun(number, asked.code, asked.timeout_s, heard, calls, limits.output_bytes)
+        await self._change(session, state="busy", runs=number)
+        before = await asyncio.to_thread(stamps, session.folder)
+        try:
+            told = await session.process.run(run)
+        except SessionEnded as error:
+            raise await self._lost(session, str(error)) from error
+        finally:
+            session.used_s = self._clock()
+            await asyncio.shield(self._change(session, state="idle"))
+        error = told.error
+        if run.timed_out:
+            error = ExecFailure(
+                "Timeout",
+                f"it ran for longer than {asked.timeout_s:g} s and was interrupted; the session "
+                "goes on",
+                error.traceback if error is not None else "",
+            )
+        return ExecOutcome(
+            asked.session,
+            number,
+            stdout="".join(run.printed[0]),
+            stderr="".join(run.printed[1]),
+            output_cut=run.cut,
+            value=told.value,
+            rich=told.rich,
+            error=error,
+            files=await asyncio.to_thread(made_since, session.folder, before),
+            wall_s=round(self._clock() - began_s, 6),
+            calls=calls.made,
+        )
+
+    async def interrupt(self, owner: Owner, session_id: str) -> ExecSession:
+        """Interrupt what runs in a session."""
+        session = self._of(owner, session_id)
+        await session.process.interrupt()
+        return session.shown
+
+    async def reset(self, owner: Owner, session_id: str) -> ExecSession:
+        """Begin a session anew: nothing that was defined, and no file, is left."""
+        session = self._of(owner, session_id)
+        await session.process.interrupt()
+        async with session.turn:
+            self._of(owner, session_id)
+            await session.process.end("it was reset")
+            await _emptied(session.folder)
+            session.process = await self._process(session.asked, session.folder)
+            session.used_s = self._clock()
+            await self._change(session, state="idle", runs=0)
+        return session.shown
+
+    async def close_one(self, owner: Owner, session_id: str) -> ExecSession:
+        """Close a session."""
+        session = self._of(owner, session_id)
+        del self._sessions[session_id]
+        await self._gone(session, "it was closed")
+        await patiently(lambda: self._records.forget(owner.tenant, session_id))
+        return replace(session.shown, state="closed")
+
+    def _of(self, owner: Owner, session_id: str) -> Session:
+        session = self._sessions.get(session_id)
+        if session is None or session.owner != owner:
+            raise unknown(session_id)
+        return session
+
+    async def _lost(self, session: Session, reason: str) -> SessionLost:
+        """End a session, have the fleet know why, and return what its agent hears."""
+        reason = session.process.reason or reason
+        if self._sessions.pop(session.shown.id, None) is not None:
+            await self._gone(session, reason)
+            session.shown = replace(session.shown, state="lost", reason=reason)
+            await patiently(lambda: self._write(session.owner, session.shown))
+        return lost(session.shown.id, reason)
+
+    async def _gone(self, session: Session, reason: str) -> None:
+        await session.process.end(reason)
+        await _removed(session.folder)
+
+    async def _change(self, session: Session, **fields: object) -> None:
+        if session.shown.id not in self._sessions:
+            return
+        now = await patiently(self._records.now)
+        session.shown = replace(session.shown, used_at=now, **fields)
+        await patiently(lambda: self._write(session.owner, session.shown, now))
+
+    async def _write(self, owner: Owner, shown: ExecSession, now: float | None = None) -> None:
+        now = await self._records.now() if now is None else now
+        record = SessionRecord(shown, owner.agent, self.name, now)
+        await self._records.write(owner.tenant, record)
+
+    async def step(self) -> float:
+        """Say that this host lives, and end what was idle or goes beyond its limits."""
+        await self._records.living(self.name)
+        for session in list(self._sessions.values()):
+            reason = await asyncio.to_thread(self._reason, session)
+            if reason and session.shown.id in self._sessions:
+                await self._lost(session, reason)
+        return LOOK_S
+
+    def _reason(self, session: Session) -> str:
+        """Return why a session has to end; empty: it goes on."""
+        limits = session.asked.limits
+        if not session.process.is_alive:
+            return "" if session.turn.locked() else "its interpreter ended"
+        idle_s = self._clock() - session.used_s
+        if not session.turn.locked() and not session.waiting and idle_s > session.asked.idle_s:
+            return f"nothing was run in it for {session.asked.idle_s:g} s"
+        most = limits.processes + OWN_PROCESSES
+        count, memory = tree_use(session.process.pid, most)
+        if count > most:
+            return f"it had more processes than it may: {limits.processes}"
+        if memory > limits.memory_bytes:
+            return f"it used more memory than it may: {limits.memory_bytes} bytes"
+        if bytes_of(session.folder) > limits.file_bytes:
+            return f"its files were larger than they may be: {limits.file_bytes} bytes"
+        return ""
+
+    async def close(self) -> None:
+        """End all sessions: their worker leaves."""
+        while self._sessions:
+            session = next(iter(self._sessions.values()))
+            with contextlib.suppress(Exception):
+                await self._lost(session, "its worker was stopped")
+            self._sessions.pop(session.shown.id, None)
+        with contextlib.suppress(Exception):
+            await self._records.has_left(self.name)
+
+
+def lost(session_id: str, reason: str) -> SessionLost:
+    """Return the error of a session that is gone."""
+    return SessionLost(
+        f"session {session_id[:8]} is lost: {reason}", field="body.session", remedy=OPEN_ANEW
+    )
+
+
+def unknown(session_id: str) -> UnknownSession:
+    """Return the error of a session that this agent does not have."""
+    return UnknownSession(
+        f"there is no exec session {session_id}",
+        field="body.session",
+        remedy="exec.list shows yours; exec.open begins one",
+    )
+
+
+async def _removed(folder: Path) -> None:
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def _emptied(folder: Path) -> None:
+    await _removed(folder)
+    await asyncio.to_thread(folder.mkdir, mode=0o700)
