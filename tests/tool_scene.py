@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from aios_broker.contract.exec import ExecResult
 from aios_broker.contract.syscall import Body
 from aios_broker.contract.tools import ToolAnswer, ToolRun
 from aios_workers.config import WorkerConfig
@@ -185,7 +186,11 @@ class ToolScene:
                 yield loaded["tool"]
 
 
-async def answer(caller: Caller, body: Body, **fields: Any) -> ToolAnswer:  # noqa: ANN401
+async def answer(
+    caller: Caller,
+    body: Body,
+    **fields: Any,  # noqa: ANN401
+) -> ToolAnswer | ExecResult:
     """Return the result of one syscall of the module."""
     [syscall_id] = await caller.submit(body, **fields)
     return (await caller.hear(syscall_id)).unwrap()  # type: ignore[return-value]

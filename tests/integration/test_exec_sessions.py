@@ -55,6 +55,12 @@ async def run(caller: Caller, session: str, code: str, **fields: Any) -> ExecOut
     return outcome
 
 
+async def listed(caller: Caller, **fields: Any) -> ExecSessions:  # noqa: ANN401
+    found = await answer(caller, ExecList(), **fields)
+    assert isinstance(found, ExecSessions)
+    return found
+
+
 async def test_what_a_run_defines_is_there_for_the_next(tools: ToolScene, caller: Caller) -> None:
     session = await opened(caller, name="notebook")
 
@@ -108,8 +114,7 @@ async def test_an_endless_loop_is_interrupted_and_the_session_goes_on(
     [endless] = await caller.submit(ExecRun(session.id, loop))
 
     async def is_busy() -> bool:
-        found = await answer(caller, ExecList())
-        assert isinstance(found, ExecSessions)
+        found = await listed(caller)
         return found.sessions[0].state == "busy"
 
     await wait_until_async(is_busy)
@@ -173,8 +178,7 @@ async def test_a_shell_that_loops_is_interrupted(tools: ToolScene, caller: Calle
 async def test_a_session_is_its_agents_alone(tools: ToolScene, caller: Caller) -> None:
     session = await opened(caller)
 
-    found = await answer(caller, ExecList(), tenant="other")
-    assert found == ExecSessions(())
+    assert (await listed(caller, tenant="other")).sessions == ()
     for body in (
         ExecRun(session.id, "1"),
         ExecInterrupt(session.id),
@@ -190,8 +194,7 @@ async def test_one_that_is_idle_ends_and_says_so(tools: ToolScene, caller: Calle
     session = await opened(caller, idle_s=0.3)
 
     async def is_lost() -> bool:
-        found = await answer(caller, ExecList())
-        assert isinstance(found, ExecSessions)
+        found = await listed(caller)
         return found.sessions[0].state == "lost"
 
     await wait_until_async(is_lost)
@@ -208,7 +211,7 @@ async def test_one_that_was_closed_is_gone(tools: ToolScene, caller: Caller) -> 
     assert closed.state == "closed"
     with pytest.raises(UnknownSession):
         await run(caller, session.id, "1")
-    assert await answer(caller, ExecList()) == ExecSessions(())
+    assert (await listed(caller)).sessions == ()
 
 
 BOMBS = {
@@ -356,8 +359,7 @@ async def test_a_run_is_carried_to_the_worker_that_has_the_session(
 
         async def has_ended() -> bool:
             await answer(caller, ExecInterrupt(sessions[0].id))
-            found = await answer(caller, ExecList())
-            assert isinstance(found, ExecSessions)
+            found = await listed(caller)
             return found.sessions[0].state == "idle"
 
         await wait_until_async(has_ended)
@@ -389,8 +391,7 @@ async def test_a_session_of_a_worker_that_is_killed_is_lost_and_says_so(
         ids = await caller.submit(*sleeping, deadline_s=120.0)
 
         async def is_busy() -> bool:
-            found = await answer(caller, ExecList())
-            assert isinstance(found, ExecSessions)
+            found = await listed(caller)
             return any(one.state == "busy" for one in found.sessions)
 
         await wait_until_async(is_busy)
@@ -413,6 +414,6 @@ def processes() -> set[str]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if "sessions/inside/__main__.py" in command:
+            if "sessions/interpreter/__main__.py" in command:
                 found.add(command)
     return found

@@ -31,8 +31,8 @@ from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.registry import ToolRegistry
 from aios_workers.modules.tool.running import Launch, Sandbox, ToolRunner
 from aios_workers.modules.tool.sandbox.bubblewrap import chosen_sandbox
-from aios_workers.modules.tool.sessions.answering import SessionAnswers
 from aios_workers.modules.tool.sessions.opening import open_sessions
+from aios_workers.modules.tool.sessions.session_answers import SessionAnswers
 
 WORK = "aios-tools-"  # what the folders begin with in which tools of a worker work
 LOCK = "lock"  # held for as long as the worker lives

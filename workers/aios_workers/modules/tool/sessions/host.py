@@ -29,7 +29,7 @@ from aios_broker.queues.exec_sessions import SessionRecord, SessionRecords, spar
 from aios_broker.retry import patiently
 from aios_workers.modules.tool.running import Launch, Sandbox
 from aios_workers.modules.tool.sessions.files import bytes_of, made_since, stamps
-from aios_workers.modules.tool.sessions.inner_calls import Calls, InnerCalls
+from aios_workers.modules.tool.sessions.session_calls import Calls, SessionCalls
 from aios_workers.modules.tool.sessions.session_process import (
     OWN_PROCESSES,
     SessionEnded,
@@ -193,14 +193,14 @@ class SessionHost:
         began_s = self._clock()
         number = session.shown.runs + 1
         limits = session.asked.limits
-        calls = InnerCalls(self._calls, syscall, session.asked.tools)
+        calls = SessionCalls(self._calls, syscall, session.asked.tools)
         run = SessionRun(number, asked.code, asked.timeout_s, heard, calls, limits.output_bytes)
         await self._change(session, state="busy", runs=number)
         before = await asyncio.to_thread(stamps, session.folder)
         try:
             told = await session.process.run(run)
-        except SessionEnded as error:
-            raise await self._lost(session, str(error)) from error
+        except SessionEnded as ended:
+            raise await self._lost(session, str(ended)) from ended
         finally:
             session.used_s = self._clock()
             await asyncio.shield(self._change(session, state="idle"))

@@ -10,8 +10,8 @@ from aios_broker.redis.connection import Connection
 from aios_broker.retry import periodic_task
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.tool.running import Launch, Sandbox
-from aios_workers.modules.tool.sessions.answering import SessionAnswers
 from aios_workers.modules.tool.sessions.host import SessionHost, SessionTerms
+from aios_workers.modules.tool.sessions.session_answers import SessionAnswers
 from aios_workers.runtime.kernel_calls import SubmittedCalls
 
 

@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from aios_broker.contract.errors import SandboxUnavailable, ToolUnavailable
 from aios_broker.contract.exec import ExecFailure, ExecOpen
 from aios_broker.contract.tools import RunLimits, ToolCard
 from aios_workers.modules.tool.running import Launch, Sandbox, ToolProgram
-from aios_workers.modules.tool.sessions.inner_calls import InnerCalls
+from aios_workers.modules.tool.sessions.session_calls import SessionCalls
 from aios_workers.modules.tool.sessions.stubs import kernel_source
 from aios_workers.modules.tool.tool_process import PACKAGE, kill
 
-MAIN = Path(__file__).with_name("inside") / "__main__.py"
+MAIN = Path(__file__).with_name("interpreter") / "__main__.py"
 LENGTH = struct.Struct(">I")
 MOST_BYTES = 16 * 1024 * 1024  # of a message
 CHUNK = 1 << 16
@@ -56,7 +57,7 @@ class SessionRun:
     code: str
     timeout_s: float
     heard: Callable[[str], None]  # is given what is printed as it comes
-    calls: InnerCalls
+    calls: SessionCalls
     output_bytes: int
     printed: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
     cut: bool = False
@@ -79,7 +80,7 @@ class SessionProcess:
         self._ready = asyncio.Event()
         self._answering: set[asyncio.Task[None]] = set()
         for at, output in enumerate(outputs):
-            output.listen(lambda text, at=at: self._printed(at, text))
+            output.listen(partial(self._printed, at))
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
@@ -160,12 +161,7 @@ class SessionProcess:
         self._run = run
         try:
             await self._line.send({"run": run.number, "code": run.code})
-            _, waiting = await asyncio.wait(
-                [self._told, self._reading],
-                timeout=run.timeout_s,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if len(waiting) == 2:
+            if not await self._has_ended(run.timeout_s):
                 run.timed_out = True
                 await self._settled(f"it ran for longer than {run.timeout_s:g} s")
             return await self._ending()
@@ -196,11 +192,14 @@ class SessionProcess:
     async def _settled(self, why: str) -> None:
         """Interrupt what runs; end all where that does not help."""
         await self.interrupt()
-        done, _ = await asyncio.wait(
-            [self._told, self._reading], timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED
-        )
-        if not done:
+        if not await self._has_ended(GRACE_S):
             await self.end(f"{why}, and did not end when it was interrupted")
+
+    async def _has_ended(self, limit_s: float) -> bool:
+        """Wait for the end of the run, or of the process; return whether it came in time."""
+        ends: list[asyncio.Future[Any]] = [self._told, self._reading]
+        done, _ = await asyncio.wait(ends, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
 
     async def interrupt(self) -> bool:
         """Interrupt what runs; return whether something does."""
@@ -263,7 +262,7 @@ class SessionProcess:
         else:
             raise ConnectionError("a message that no session sends")
 
-    async def _answer(self, calls: InnerCalls, number: int, body: object) -> None:
+    async def _answer(self, calls: SessionCalls, number: int, body: object) -> None:
         answer = await calls.answer(body)
         with contextlib.suppress(ConnectionError):
             await self._line.send({"answer": number, **answer})

@@ -18,9 +18,9 @@ _PACKAGES = os.path.dirname(os.path.abspath(__file__)).partition("/aios_workers/
 sys.dont_write_bytecode = True
 sys.path.insert(0, _PACKAGES)
 
-from aios_workers.modules.tool.sessions.inside.line import Line  # noqa: E402  from there alone
-from aios_workers.modules.tool.sessions.inside.python_runs import PythonRuns  # noqa: E402
-from aios_workers.modules.tool.sessions.inside.shell_runs import ShellRuns  # noqa: E402
+from aios_workers.modules.tool.sessions.interpreter.line import Line  # noqa: E402  from there alone
+from aios_workers.modules.tool.sessions.interpreter.python_runs import PythonRuns  # noqa: E402
+from aios_workers.modules.tool.sessions.interpreter.shell_runs import ShellRuns  # noqa: E402
 
 sys.path.remove(_PACKAGES)
 

@@ -5,7 +5,7 @@ No identity comes from inside: whose the session is, is known here.
 
 import asyncio
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -27,7 +27,7 @@ class Calls(Protocol):
         ...
 
 
-class InnerCalls:
+class SessionCalls:
     """The calls of one run."""
 
     def __init__(self, calls: Calls, asked: Syscall, tools: Collection[str] | None) -> None:
@@ -67,7 +67,7 @@ class InnerCalls:
                 remedy="use kernel.tools, kernel.memory and kernel.storage",
             )
         try:
-            body: Body = msgspec.convert(wanted, body_type)  # type: ignore[arg-type]
+            body = cast("Body", msgspec.convert(wanted, body_type))
         except msgspec.ValidationError as error:
             message, field = decode_failure(error)
             raise InvalidSyscall(
