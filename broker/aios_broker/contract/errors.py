@@ -32,6 +32,8 @@
     │   ├── InvalidPath              a path that leads outside, or cannot be a name
     │   ├── NotConfigured            this kernel was started without what it would need
     │   ├── ToolUnavailable          a tool cannot be loaded here; nothing of it ran
+    │   ├── UnknownSession           the agent has no exec session of that id
+    │   ├── SessionBusy              too many runs wait for the exec session
     │   ├── SandboxUnavailable       this machine cannot keep in what was to run
     │   ├── ApprovalDenied           a person refused it
     │   └── ApprovalExpired          nobody decided in time
@@ -44,6 +46,7 @@
     │   ├── ToolFailed               a tool raised, died, or returned what is no JSON
     │   │   ├── ToolTimeout              it ran for longer than it may
     │   │   └── ToolLimit                it used more than it may; `field` names the limit
+    │   ├── SessionLost              the exec session is gone, with what it held; says why
     │   ├── FormNotKept              the answer breaks its form, or was cut before its end
     │   ├── DeadlineExceeded         it outlived its `deadline_s`
     │   ├── Cancelled                somebody cancelled it
@@ -278,10 +281,6 @@ class ToolUnavailable(Rejected):
     """A tool cannot be loaded: its code, its schema or a dependency; nothing of the call ran."""
 
 
-class SandboxUnavailable(Rejected):
-    """This machine has no sandbox for what was to run, and the operator allows nothing less."""
-
-
 class UnknownSession(Rejected):
     """The agent has no exec session of that id: it was closed, or never was."""
 
@@ -290,6 +289,10 @@ class SessionBusy(Rejected):
     """So many runs wait for this exec session that no other is taken."""
 
     retryable = True
+
+
+class SandboxUnavailable(Rejected):
+    """This machine has no sandbox for what was to run, and the operator allows nothing less."""
 
 
 class ApprovalDenied(Rejected):

@@ -40,7 +40,7 @@ class SessionEnded(Exception):
     """The process is gone; says why."""
 
 
-class Told(Struct, frozen=True):
+class RunEnding(Struct, frozen=True):
     """What the process says of the end of a run; what it says beyond that is read past."""
 
     end: int
@@ -76,7 +76,7 @@ class SessionProcess:
         self._outputs = outputs
         self._run: SessionRun | None = None
         self._loop = asyncio.get_running_loop()
-        self._told: asyncio.Future[Told] = self._loop.create_future()
+        self._told: asyncio.Future[RunEnding] = self._loop.create_future()
         self._ready = asyncio.Event()
         self._answering: set[asyncio.Task[None]] = set()
         for at, output in enumerate(outputs):
@@ -151,7 +151,7 @@ class SessionProcess:
         """Of the first of its processes."""
         return self._process.pid
 
-    async def run(self, run: SessionRun) -> Told:
+    async def run(self, run: SessionRun) -> RunEnding:
         """Run code to its end. Who cancels it interrupts it.
 
         Raises:
@@ -177,7 +177,7 @@ class SessionProcess:
             for task in self._answering:
                 task.cancel()
 
-    async def _ending(self) -> Told:
+    async def _ending(self) -> RunEnding:
         if self._told.done():
             return self._told.result()
         raise await self._gone()
@@ -252,7 +252,7 @@ class SessionProcess:
         elif run is None:
             return  # of a run that has ended
         elif "end" in message:
-            told = msgspec.convert(message, Told)
+            told = msgspec.convert(message, RunEnding)
             if told.end == run.number and not self._told.done():
                 self._told.set_result(told)
         elif isinstance(number := message.get("call"), int):
