@@ -1,7 +1,8 @@
 """Whose turn it is where what is wanted costs different amounts.
 
-Self-clocked fair queueing (Golestani, INFOCOM 1994): everybody gets as much of what is shared as
-everybody else who wants some, and who wants little of it hardly waits for who wants much.
+Fair queueing with the virtual time of WF2Q+ (Bennett and Zhang, INFOCOM 1996): everybody gets as
+much of what is shared as everybody else who wants some, and who wants little of it is next, however
+many want much.
 Pure: its only clock counts cost.
 """
 
@@ -24,6 +25,9 @@ class Turns(Generic[Name]):
 
     def next(self, costs: Mapping[Name, float]) -> Name:
         """Return who is next of all that wait, each for something that costs so much."""
+        # Who comes begins where those are who have had least, and not behind one turn of each.
+        had = [self._ends[name] for name in costs.keys() & self._waiting]
+        self._now = max(self._now, min(had, default=0.0))
         for name in costs.keys() - self._waiting:
             self._ends[name] = max(self._ends.get(name, 0.0), self._now)
         self._waiting = set(costs)
@@ -35,7 +39,7 @@ class Turns(Generic[Name]):
     def serve(self, name: Name, cost: float) -> None:
         """Give a name that waits its turn, which costs so much."""
         self.charge(name, cost)
-        self._now = self._ends[name]
+        self._now += cost / len(self._waiting)
 
     def charge(self, name: Name, cost: float) -> None:
         """Give a name that waits something beside another's turn."""

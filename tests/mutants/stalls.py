@@ -26,6 +26,20 @@ STALL_MUTANTS = (
         FAIR_TEST,
     ),
     Mutant(
+        "who comes waits for one turn of each",
+        "broker/aios_broker/fair_queueing.py",
+        "self._now += cost / len(self._waiting)",
+        "self._now = self._ends[name]",
+        FAIR_TEST,
+    ),
+    Mutant(
+        "names that come one after another starve who waits",
+        "broker/aios_broker/fair_queueing.py",
+        "        self._now += cost / len(self._waiting)\n",
+        "",
+        FAIR_TEST,
+    ),
+    Mutant(
         "a turn costs nothing",
         "broker/aios_broker/fair_queueing.py",
         "        self._ends[name] += cost\n",

@@ -80,3 +80,26 @@ def test_little_hardly_waits_for_much(others: int, cost: float) -> None:
     for _ in range(5):
         had = serve(turns, {**flood, ANN: cost / 10}, 2)
         assert ANN in had
+
+
+@given(st.integers(2, 60), st.integers(0, 200))
+def test_who_wants_little_of_what_many_want_much_of_is_next(others: int, turns_before: int) -> None:
+    """Whenever it comes: not behind one turn of each of the others."""
+    turns: Turns[str] = Turns()
+    flood = {f"evil{each}": 1_000.0 for each in range(others)}
+    for _ in range(turns_before):
+        turns.serve(turns.next(flood), 1_000.0)
+    had = []
+    while "ann" not in had:
+        had.append(turns.next({**flood, "ann": 10.0}))
+        turns.serve(had[-1], 10.0 if had[-1] == "ann" else 1_000.0)
+    assert len(had) <= 3
+
+
+def test_one_name_after_another_keeps_nobody_waiting_for_ever() -> None:
+    turns: Turns[str] = Turns()
+    for number in range(100):
+        if turns.next({f"t{number}": 1.0, "eve": 9.0}) == "eve":
+            return
+        turns.serve(f"t{number}", 1.0)
+    raise AssertionError("eve had no turn")
