@@ -3,6 +3,7 @@
 from tests.mutants.catalogue import Mutant
 
 ADMISSION_TEST = "tests/integration/test_admission.py"
+PLACES_TEST = "tests/integration/test_tool_places.py"
 
 ADMISSION_MUTANTS = (
     Mutant(
@@ -38,8 +39,8 @@ ADMISSION_MUTANTS = (
     Mutant(
         "a tool knows no limit",
         "broker/aios_broker/queues/lua/shared/admission.lua",
-        "tonumber(call('HGET', c.resources, resource)) or false",
-        "false",
+        "tonumber(call('HGET', c.resources, resource)), card_limit(c, resource)",
+        "nil, card_limit(c, resource)",
         ADMISSION_TEST,
     ),
     Mutant(
@@ -193,8 +194,8 @@ ADMISSION_MUTANTS = (
     Mutant(
         "a lock is everybody's",
         "broker/aios_broker/queues/lua/shared/admission.lua",
-        "if need.kind == 'tool' then",
-        "if need.kind ~= 'program' then",
+        "if need.kind == 'tool' then return",
+        "if need.kind ~= 'program' then return",
         ADMISSION_TEST,
     ),
     Mutant(
@@ -237,69 +238,70 @@ ADMISSION_MUTANTS = (
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "for _, owner in ipairs({who.agent, who.tenant}) do",
         "for _, owner in ipairs({who.tenant}) do",
-        ADMISSION_TEST,
+        PLACES_TEST,
     ),
     Mutant(
         "a tenant's places at a tool are not counted",
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "for _, owner in ipairs({who.agent, who.tenant}) do",
         "for _, owner in ipairs({who.agent}) do",
-        ADMISSION_TEST,
+        PLACES_TEST,
     ),
     Mutant(
         "an operator's limit stands above the card's",
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "set and card and math.min(set, card) or set",
         "set",
-        ADMISSION_TEST,
+        PLACES_TEST,
     ),
     Mutant(
         "who waits for its own agent is owed",
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "or is_own_place(job.barrier[2]) or",
         "or",
-        ADMISSION_TEST,
+        PLACES_TEST,
     ),
     Mutant(
         "what has no limit is owed",
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "            if limit_of(c, resource) then\n                if creditors",
         "            if true then\n                if creditors",
-        ADMISSION_TEST,
+        PLACES_TEST,
     ),
     Mutant(
         "what a worker says of its needs is not asked for",
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "if shortage(c, right) then return false end",
         "",
-        ADMISSION_TEST,
+        PLACES_TEST,
     ),
     Mutant(
         "what it needed before it holds on to",
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "        variadic('ZREM', c.holders, held)\n        c.held_by = nil",
         "        c.held_by = nil",
+        PLACES_TEST,
     ),
     Mutant(
         "more run than the card allows, where it was not known",
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "if limit and holders(c, resource, limit + 1) > limit then return false end",
         "",
-        ADMISSION_TEST,
+        PLACES_TEST,
     ),
     Mutant(
         "a card's limits are not followed",
         "broker/aios_broker/queues/lua/worker/needs.lua",
         "    if job.tool ~= '' then admission.follow_card(c, job.tool, job.limits) end\n",
         "",
-        ADMISSION_TEST,
+        PLACES_TEST,
     ),
     Mutant(
         "what was lent for nothing comes back as the first",
         "broker/aios_broker/queues/lua/worker/suspend.lua",
         "        put_back(c, at.queue, job.id)\n",
         "        redis.call('LPUSH', at.queue, job.id)\n",
-        ADMISSION_TEST,
+        PLACES_TEST,
     ),
     Mutant(
         "a caller names the locks of a tool's call",

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import logging
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -29,10 +29,9 @@ from aios_broker.contract.ids import id_refused
 from aios_broker.contract.job import encode_job, without_arguments
 from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import Chunk, Part, encode
-from aios_broker.contract.syscall import Need, Syscall, checked_needs
+from aios_broker.contract.syscall import Syscall, checked_needs
 from aios_broker.contract.tokens import digest
-from aios_broker.contract.tools import ToolCard
-from aios_broker.queues.functions import ModuleSteps
+from aios_broker.queues.needs import NeedSteps
 from aios_broker.queues.no_core import unknown_core, unserved_core
 from aios_broker.queues.quota import refused
 from aios_broker.queues.rate_limits import terms_row
@@ -56,7 +55,6 @@ from aios_broker.queues.rows import (
     ClaimRow,
     EndingRow,
     LeaseRow,
-    NeedsRow,
     ProofRow,
     RenewalRow,
     SliceRow,
@@ -66,7 +64,6 @@ from aios_broker.queues.rows import (
     WorkerRow,
 )
 from aios_broker.queues.tokens import token_refused
-from aios_broker.queues.tool_cards import limits_of
 from aios_broker.redis.connection import Answer, Argument, Connection
 
 logger = logging.getLogger(__name__)
@@ -109,7 +106,7 @@ class ClaimRequest:
     cores: tuple[str, ...] = ()  # names of those that it serves; jobs of others are left alone
 
 
-class ModuleQueue(ModuleSteps):
+class ModuleQueue(NeedSteps):
     """One module's queue, seen by clients and workers."""
 
     async def submit(self, jobs: Sequence[Submission]) -> list[SubmitStatus | Refusal]:
@@ -201,33 +198,6 @@ class ModuleQueue(ModuleSteps):
             refusal = self._refusal(answer, syscall.owner)
             assert not isinstance(refusal, Differs)
             raise refusal
-
-    async def take_needs(
-        self, lease: Lease, needs: Iterable[Need], card: ToolCard | None = None
-    ) -> bool:
-        """Say what a job needs as its worker knows it, and take that for its lease.
-
-        What its caller said of it is over with that. Saying it again changes nothing.
-
-        Args:
-            lease: Its lease.
-            needs: All of them.
-            card: Of the tool that it calls; its limits are in force from here on.
-
-        Returns:
-            False: not all is free, and it holds nothing: it may not run. It comes back when all is
-            (`Suspension` for the reason `needs`).
-
-        Raises:
-            InvalidSyscall: it has more needs than it may.
-            KernelError: the lease is gone.
-        """
-        text = " ".join(map(str, checked_needs(needs)))
-        tool, limits = ("", "") if card is None else (card.name, limits_of(card))
-        taken = await self._call("needs", NeedsRow(lease.job_id, lease.attempt, text, tool, limits))
-        if taken < 0:
-            raise KernelError(f"the lease of job {lease.job_id} is gone: another worker answers it")
-        return bool(taken)
 
     async def disarm(self, lease: Lease) -> None:
         """Take the arguments, which may hold tokens, out of a stock job that is not to run."""
