@@ -1,4 +1,7 @@
-"""Tools with limits and locks: never above them, and nobody waits for what is not his."""
+"""Tools with limits and locks: never above them, and nobody waits for what is not his.
+
+Without a sandbox: how many run at once is seen by files outside of it.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +105,7 @@ async def test_one_with_a_limit_is_never_twice_at_once_and_the_others_do_not_wai
 ) -> None:
     slow = await caller.submit(*[call(scene, "alone", seconds=0.5) for _ in range(4)])
     quick = await caller.submit(*[call(scene, "free") for _ in range(40)])
-    async with scene.worker(caller.url):
+    async with scene.worker(caller.url, tool_sandbox="none"):
         found = await values(caller, [*slow, *quick])
 
     assert found[:4] == [1, 1, 1, 1]  # as seen from inside the tool
@@ -118,7 +121,7 @@ async def test_who_says_nothing_of_what_it_needs_runs_above_no_limit(
         *await caller.submit(*bodies, needs=()),
         *await caller.submit(*bodies, needs=(other,)),
     ]
-    async with scene.worker(caller.url):
+    async with scene.worker(caller.url, tool_sandbox="none"):
         assert set(await values(caller, ids)) == {1}
     for syscall_id in ids:
         attempts = caller.replies[syscall_id][0].timings
@@ -140,7 +143,7 @@ async def test_an_agent_has_its_own_places(scene: ToolScene, caller: Caller) -> 
     for agent in ("ada", "bob"):
         bodies = [call(scene, "by_agent", name=agent) for _ in range(3)]
         ids += await caller.submit(*bodies, agent=agent)
-    async with scene.worker(caller.url):
+    async with scene.worker(caller.url, tool_sandbox="none"):
         assert set(await values(caller, ids)) == {1}
 
 
@@ -149,13 +152,13 @@ async def test_locks_are_filled_from_arguments(scene: ToolScene, caller: Caller)
         *[call(scene, "locked", name=name) for name in ("a b", "c", "d")],
         *[call(scene, "file", name=name) for name in ("x", "x", "y", "y")],
     )
-    async with scene.worker(caller.url):
+    async with scene.worker(caller.url, tool_sandbox="none"):
         assert set(await values(caller, ids)) == {1}
 
 
 async def test_what_it_waits_for_and_who_has_it_is_told(scene: ToolScene, caller: Caller) -> None:
     admission = Admission(caller.functions)
-    async with scene.worker(caller.url):
+    async with scene.worker(caller.url, tool_sandbox="none"):
         await values(caller, await caller.submit(call(scene, "alone")))  # its card is known
         first, second = await caller.submit(*[call(scene, "alone", seconds=1.0) for _ in range(2)])
 
@@ -170,6 +173,7 @@ async def test_what_it_waits_for_and_who_has_it_is_told(scene: ToolScene, caller
             ]
 
         shortage = await wait_until_async(waits)
+        assert shortage is not None
         assert (shortage.resource, shortage.limit) == (Resource.tool("me/alone"), 1)
         job = await caller.control.job(second)
         assert job is not None
@@ -185,7 +189,7 @@ async def test_what_a_removed_tool_was_limited_by_goes_with_it(
     scene: ToolScene, caller: Caller
 ) -> None:
     cards, limits = ToolCards(caller.connection, Keys()), Keys().own("tool_limits:tool")
-    async with scene.worker(caller.url):
+    async with scene.worker(caller.url, tool_sandbox="none"):
         await values(caller, await caller.submit(call(scene, "alone")))
         assert await caller.connection.execute("HGET", limits, "me/alone") == b"1 0 0"
         scene.describe(("free",))
@@ -201,7 +205,7 @@ async def test_what_a_removed_tool_was_limited_by_goes_with_it(
 async def test_a_changed_limit_holds_from_the_next_claim_on(
     scene: ToolScene, caller: Caller
 ) -> None:
-    async with scene.worker(caller.url):
+    async with scene.worker(caller.url, tool_sandbox="none"):
         assert set(await values(caller, await caller.submit(call(scene, "alone")))) == {1}
         scene.module.write_text(FUNCTIONS.replace("tool=1", "tool=3"))
         cards = ToolCards(caller.connection, Keys())
@@ -212,13 +216,18 @@ async def test_a_changed_limit_holds_from_the_next_claim_on(
 
         await wait_until_async(is_told)
         bodies = [call(scene, "alone", seconds=0.4) for _ in range(6)]
-        assert max(await values(caller, await caller.submit(*bodies))) in (2, 3)  # type: ignore[type-var]
+        seen = await values(caller, await caller.submit(*bodies))
+        assert 1 < max(int(str(each)) for each in seen) <= 3
 
 
 async def test_a_worker_that_was_killed_inside_a_call_has_no_place_for_long(
     scene: ToolScene, caller: Caller, redis_url: str
 ) -> None:
-    settings = {"aios_tools": scene.file, "aios_state_dir": scene.folder / "state"}
+    settings: dict[str, object] = {
+        "aios_tools": scene.file,
+        "aios_state_dir": scene.folder / "state",
+        "aios_tool_sandbox": "none",
+    }
     admission, marks = Admission(caller.functions), scene.folder / "marks"
     clock = asyncio.get_running_loop().time
 
@@ -236,7 +245,7 @@ async def test_a_worker_that_was_killed_inside_a_call_has_no_place_for_long(
             took_s = clock() - begun
         for mark in marks.iterdir():
             mark.unlink()
-        async with scene.worker(redis_url):
+        async with scene.worker(redis_url, tool_sandbox="none"):
             assert await values(caller, await caller.submit(call(scene, "alone"))) == [1]
     assert took_s < FREE_WITHIN_S
 
