@@ -61,6 +61,7 @@ COMMANDS = {
     "groups": Entry("aios_cli.state_modules:groups", "Show and change privilege groups."),
     "grants": Entry("aios_cli.state_modules:grants", "Show and change who may do what."),
     "tools": Entry("aios_cli.tools:tools", "Show, change, test and call tools."),
+    "exec": Entry("aios_cli.exec_sessions:sessions", "Run code in sessions that keep it."),
     "approvals": Entry("aios_cli.approvals:approvals", "List what waits for a person."),
     "approve": Entry("aios_cli.approvals:approve", "Let it run, once."),
     "deny": Entry("aios_cli.approvals:deny", "Refuse it."),
