@@ -6,6 +6,7 @@ One run at a time in each; others of the session wait for their turn.
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -35,7 +36,6 @@ from aios_workers.modules.tool.sessions.session_process import (
     SessionEnded,
     SessionProcess,
     SessionRun,
-    tree_use,
 )
 
 logger = logging.getLogger(__name__)
@@ -345,3 +345,19 @@ async def _removed(folder: Path) -> None:
 async def _emptied(folder: Path) -> None:
     await _removed(folder)
     await asyncio.to_thread(folder.mkdir, mode=0o700)
+
+
+def tree_use(pid: int, most: int) -> tuple[int, int]:
+    """Return how many processes are below one, and what memory all use; counts no further."""
+    count, size, left = 0, 0, [pid]
+    while left and count <= most:
+        one = left.pop()
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            resident = int(Path(f"/proc/{one}/statm").read_text().split()[1])
+            size += resident * os.sysconf("SC_PAGE_SIZE")
+        for path in Path(f"/proc/{one}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found = [int(each) for each in path.read_bytes().split()]
+                count += len(found)
+                left += found
+    return count, size

@@ -386,19 +386,3 @@ async def _spawned(
     finally:
         for each in confined.descriptors:
             os.close(each)
-
-
-def tree_use(pid: int, most: int) -> tuple[int, int]:
-    """Return how many processes are below one, and what memory all use; counts no further."""
-    count, size, left = 0, 0, [pid]
-    while left and count <= most:
-        one = left.pop()
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            resident = int(Path(f"/proc/{one}/statm").read_text().split()[1])
-            size += resident * os.sysconf("SC_PAGE_SIZE")
-        for path in Path(f"/proc/{one}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found = [int(each) for each in path.read_bytes().split()]
-                count += len(found)
-                left += found
-    return count, size
