@@ -7,6 +7,9 @@ from typing import Any
 
 import httpx
 
+from aios_broker.contract.errors import FormNotKept
+from aios_broker.contract.reply import Result
+from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.redis.connection import Connection
@@ -14,7 +17,7 @@ from tests.api_scene import ServedApi, bearer, serving
 from tests.caller import redis_away
 from tests.conftest import RunningRedis
 from tests.integration.test_api_process import ADA, token_of
-from tests.tiny_worker import TinyWorker
+from tests.tiny_worker import Emit, TinyWorker
 from tests.waiting import wait_until_async
 
 CHAT = "/v1/chat/completions"
@@ -120,3 +123,32 @@ async def test_two_clients_of_one_key_are_one_syscall_that_both_must_leave(redis
             told(await client.post(CHAT, json=BODY, headers=key), 409, "key_conflict")
             async with TinyWorker(redis_url, "llm"):
                 assert "data: [DONE]" in [line async for line in first.aiter_lines()]
+
+
+async def breaks_its_form(syscall: Syscall, emit: Emit) -> Result:
+    """Answer as a worker does that has found a keyword broken."""
+    del syscall
+    await emit(0, '{"a": 0}')
+    raise FormNotKept(
+        "the answer breaks its form: const: 1 was expected; it is '{\"a\": 0}'",
+        field="body.format.json_schema",
+        remedy="send it under a new id with another seed, or leave out the keyword",
+    )
+
+
+async def test_a_form_that_was_not_kept_is_an_error_with_the_text_in_both_shapes(
+    redis_url: str,
+) -> None:
+    async with gateway(redis_url) as (_, client), TinyWorker(redis_url, "llm", breaks_its_form):
+        openai = told(await client.post(CHAT, json=BODY), 502, "form_not_kept").json()["error"]
+        assert openai["type"] == "server_error"
+        assert "const: 1 was expected" in openai["message"]
+        assert '{"a": 0}' in openai["message"]
+        anthropic = await client.post("/v1/messages", json={**BODY, "model": "any"})
+        assert anthropic.status_code == 502
+        assert anthropic.json()["type"] == "error"
+        assert anthropic.json()["error"]["type"] == "api_error"
+        assert '{"a": 0}' in anthropic.json()["error"]["message"]
+        async with client.stream("POST", CHAT, json=STREAMED) as answer:
+            lines = [line async for line in answer.aiter_lines() if line.startswith("data: {")]
+        assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "form_not_kept"

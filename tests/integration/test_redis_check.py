@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from aios_broker.contract.errors import InvalidConfig
+from aios_cli.doctor import check_redis_eviction
+from aios_cli.session import Operator
 from aios_local.supervisor.redis_check import check_redis
 from aios_workers.runtime.registry import worker_name
 from tests.redis_nodes import RedisNode, running
@@ -53,6 +56,31 @@ async def test_a_redis_that_drops_keys_is_refused_unless_allowed(node: RedisNode
     with pytest.raises(InvalidConfig, match="allkeys-lru"):
         await check_redis(url_of(node), may_evict=False)
     await check_redis(url_of(node), may_evict=True)
+
+
+async def test_a_port_that_speaks_no_tls_is_told_at_once(node: RedisNode) -> None:
+    with pytest.raises(InvalidConfig, match="speaks no TLS") as told:
+        await asyncio.wait_for(
+            check_redis(f"rediss://boss:pw@{node.place}/0", may_evict=False), timeout=10.0
+        )
+    assert "scheme" in (told.value.remedy or "")
+    assert "pw@" not in str(told.value)
+
+
+async def test_doctor_tells_of_a_redis_that_drops_keys(
+    node: RedisNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Operator(url_of(node)) as operator:
+        assert (await check_redis_eviction(operator)).ok
+        node.run("CONFIG", "SET", "maxmemory-policy", "volatile-ttl")
+        found = await check_redis_eviction(operator)
+        assert not found.ok
+        assert "volatile-ttl" in found.detail
+        assert "noeviction" in found.remedy
+        monkeypatch.setenv("AIOS_REDIS_EVICTION", "allow")
+        allowed = await check_redis_eviction(operator)
+        assert allowed.ok
+        assert "AIOS_REDIS_EVICTION" in allowed.detail
 
 
 async def test_one_that_is_not_there_yet_may_come() -> None:

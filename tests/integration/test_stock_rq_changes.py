@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 
 from aios_broker.contract.errors import WorkerLost
 from aios_broker.contract.reply import Reply
-from tests.busy_kernel import LLM, Busy, busy_kernel
+from tests.busy_kernel import LLM, Busy, busy_kernel, run_tool
 from tests.caller import chat
 from tests.waiting import wait_until_async
 
@@ -169,6 +169,22 @@ async def test_a_requeued_job_runs_again_and_is_answered_to_who_asks(
     state, reply = await busy.caller.queue("llm").attach(busy.failed, "", None)
     assert (state, reply is not None) == ("failed", True)
     assert busy.redis.ttl(f"rq:job:{busy.failed}") > 0  # not kept for ever
+    await busy.settle()
+
+
+async def test_rq_requeue_of_all_in_a_cores_queue_runs_them_again(busy: Busy) -> None:
+    first = fetch(busy, busy.failed).latest_result()
+    await busy.cancel(*busy.running, busy.suspended, *busy.queued)
+
+    said = await run_tool(
+        *("rq", "requeue", "--queue", LLM, "--all", "-u", busy.caller.url),
+        *("--serializer", "json"),
+    )
+
+    assert "Unable" not in said
+    assert first is not None
+    await wait_until_async(lambda: has_newer_result(busy, first))
+    assert fetch(busy, busy.failed).get_status() == JobStatus.FAILED
     await busy.settle()
 
 

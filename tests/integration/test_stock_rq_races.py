@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import redis
+from rq import Worker
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
+from aios_broker.contract.errors import InvalidConfig
+from aios_broker.queues.records import WorkerCard
 from tests.busy_kernel import Listener, long_chat, processes
 from tests.waiting import wait_until_async
 
@@ -61,4 +66,33 @@ async def test_a_running_job_has_its_execution(redis_url: str) -> None:
             [execution] = job.get_executions()
             assert execution.job_id == job_id
             assert f"rq:worker:{execution.worker_name}".encode() in client.smembers("rq:workers")
+    await caller.aclose()
+
+
+async def test_a_name_that_lives_is_refused_to_another_process(redis_url: str) -> None:
+    caller = Listener(redis_url)
+    queue = caller.queue("llm")
+    first = WorkerCard("twin", "llm", 1, "here", 2, instance="a")
+    second = replace(first, pid=2, slots=4, instance="b")
+    await queue.register(first)
+    await queue.renew(first, [], 2.0)
+    with pytest.raises(InvalidConfig, match="process 1 on here") as refused:
+        await queue.register(second)
+    assert refused.value.field == "name"
+    await queue.register(first)  # it may show itself anew, with other cores
+    await queue.renew(first, [], 0.05)
+
+    async def comes() -> bool:
+        with suppress(InvalidConfig):
+            await queue.register(second)
+            return True
+        return False
+
+    await wait_until_async(comes)  # who was killed renews no more
+    await queue.renew(second, [], 60.0)
+    await queue.unregister("twin")
+    await queue.register(first)  # who has left has left
+    with redis.Redis.from_url(redis_url) as client:
+        [shown] = Worker.all(connection=client)
+        assert (shown.name, shown.pid) == ("twin", 1)
     await caller.aclose()

@@ -33,4 +33,25 @@ RQ_MUTANTS = (
         "call('UNLINK', key)",
         "call('EXISTS', key)",
     ),
+    Mutant(
+        "rq: a living name is given to a second worker",
+        "broker/aios_broker/queues/lua/worker/register.lua",
+        "if other then return other end",
+        "",
+        "tests/integration/test_stock_rq_races.py",
+    ),
+    Mutant(
+        "redis: a port without TLS is waited for",
+        "broker/aios_local/supervisor/redis_check.py",
+        'return await reader.read(1) in (b"+", b"-")',
+        "return False",
+        "tests/integration/test_redis_check.py",
+    ),
+    Mutant(
+        "redis: keys that are dropped are none of the doctor's business",
+        "broker/aios_local/supervisor/redis_check.py",
+        "if policy != KEEPS_ALL:",
+        "if policy == 'none':",
+        "tests/integration/test_redis_check.py",
+    ),
 )

@@ -43,6 +43,7 @@ JSON = st.recursive(
 BODIES: tuple[tuple[dict[str, Any], str], ...] = (
     ({"type": "tool.echo", "text": "a\x00b"}, "body.text"),
     ({"type": "memory.search", "query": "a\x00"}, "body.query"),
+    ({"type": "memory.context", "query": "a\x00b"}, "body.query"),
     ({"type": "memory.add", "content": "x", "tags": ["good", "\x00"]}, "body.tags.1"),
     ({"type": "memory.add", "content": "x", "metadata": {"k": "\x00"}}, "body.metadata.k"),
     ({"type": "memory.add", "content": "x", "metadata": {"\x00": 1}}, "body.metadata"),

@@ -341,7 +341,11 @@ class ModuleQueue(NeedSteps):
         return state.decode(), reply
 
     async def register(self, card: WorkerCard) -> None:
-        """Show the worker to RQ's tools and ours."""
+        """Show the worker to RQ's tools and ours.
+
+        Raises:
+            InvalidConfig: A worker of another process lives under this name.
+        """
         row = WorkerRow(
             worker=card.name,
             iso=iso_now(),
@@ -350,9 +354,12 @@ class ModuleQueue(NeedSteps):
             version=card.version,
             slots=card.slots,
             cores=",".join(card.core_names),
+            instance=card.instance,
         )
         cards = [CardRow(core.name, _encode(core)) for core in card.cores]
-        await self._call("register", [*row, *_counted(cards)])
+        taken = await self._call("register", [*row, *_counted(cards)])
+        if taken:
+            raise card.refused(*taken)
         for core in card.cores:
             await self._call("terms", terms_row(core))
 

@@ -4,15 +4,18 @@ None of them can be part of a cycle, so the garbage collector need not follow th
 with thousands under way that was a good part of a client's time.
 """
 
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.cores import CoreCard
+from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.names import Owner, tree_of
 from aios_broker.contract.syscall import Need, State, Syscall, core_of
 
@@ -196,6 +199,12 @@ class Uncut(Struct, frozen=True, gc=False):
         return 0 < self.fits < self.contexts
 
 
+@cache
+def instance() -> str:
+    """Return what tells this process from all others, whatever their host names and ids."""
+    return secrets.token_hex(8)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerCard:
     """How a worker shows itself to RQ's tools and to ours."""
@@ -207,11 +216,20 @@ class WorkerCard:
     slots: int
     cores: tuple[CoreCard, ...] = ()  # that it serves; only the llm module has them
     version: str = ""
+    instance: str = field(default_factory=instance)  # of its process: no two live under one name
 
     @property
     def core_names(self) -> tuple[str, ...]:
         """The names of its cores, which are those of their run queues."""
         return tuple(core.name for core in self.cores)
+
+    def refused(self, pid: bytes, host: bytes) -> InvalidConfig:
+        """Return the error where another process has a worker of this name."""
+        return InvalidConfig(
+            f"a worker called {self.name} lives: process {pid.decode()} on {host.decode()}",
+            field="name",
+            remedy="give this one another name, or wait until the lease of that one is over",
+        )
 
 
 @dataclass(frozen=True, slots=True)

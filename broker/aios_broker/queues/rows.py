@@ -134,6 +134,7 @@ class WorkerRow(NamedTuple):
     version: str
     slots: int
     cores: str
+    instance: str  # of its process
 
 
 class CardRow(NamedTuple):

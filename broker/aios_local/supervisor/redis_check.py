@@ -1,16 +1,19 @@
 """Whether a Redis that is somebody else's will do: asked before anything is started on it."""
 
+import asyncio
 import ssl
 
 import hiredis
 
 from aios_broker.contract.errors import InvalidConfig, RedisUnavailable
 from aios_broker.queues.functions import LIBRARY
+from aios_broker.redis.address import Address, parse_url
 from aios_broker.redis.connection import Connection
 
 KEEPS_ALL = "noeviction"  # the one maxmemory-policy that never drops a key by itself
 NEEDED = (("TIME",), ("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY))
 FIELD = "AIOS_REDIS_URL"
+PLAIN_S = 2.0  # so long a port may take to answer in plain text; one with TLS closes it
 
 
 async def check_redis(url: str, *, may_evict: bool) -> None:
@@ -19,6 +22,13 @@ async def check_redis(url: str, *, may_evict: bool) -> None:
     Raises:
         InvalidConfig: it refuses our login or what every step needs, or it drops keys when full.
     """
+    for address in parse_url(url):
+        if address.tls and await _is_plain(address):
+            raise InvalidConfig(
+                f"{address.host}:{address.port} speaks no TLS, and the URL begins with rediss://",
+                field=FIELD,
+                remedy="correct its scheme (redis://) or its port",
+            )
     connection = Connection(url, name="aios-check")
     try:
         await _check_login(connection)
@@ -31,6 +41,20 @@ async def check_redis(url: str, *, may_evict: bool) -> None:
             ) from None
     finally:
         await connection.aclose()
+
+
+async def _is_plain(address: Address) -> bool:
+    """Whether a port answers as a Redis without TLS: it would wait for the end of a handshake."""
+    try:
+        async with asyncio.timeout(PLAIN_S):
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            try:
+                writer.write(b"PING\r\n")
+                return await reader.read(1) in (b"+", b"-")
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
 
 
 async def _check_login(connection: Connection) -> None:
