@@ -4,7 +4,9 @@ The development set lies beside this (`development/`), made for this: conversati
 questions are answered by turns that often mean nothing without the one before; sections of files;
 single facts (`questions.py`). Its tuning part chose the shares in a score, its held-out part did
 not. LoCoMo is others' (Maharana et al. 2024, github.com/snap-research/locomo, CC BY-NC 4.0): very
-long conversations; it is read from a clone of the repository and never shipped.
+long conversations. FriendsQA is others' too (Yang and Choi 2019, github.com/emorynlp/FriendsQA,
+Apache 2.0): scenes of a play, with questions to their turns; nothing was chosen on it. Both are
+read from clones of their repositories and never shipped.
 """
 
 from __future__ import annotations
@@ -14,12 +16,16 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.search.questions import REPEATED, REWORDED, others
 
 DEVELOPMENT = Path(__file__).parent / "development"
 OTHERS = 700
 LOCOMO_FILE = "data/locomo10.json"
+FRIENDS_FILE = "dat/friendsqa_tst.json"  # its test part
+FRIENDS_TURNS = "utterances:"  # so it stands there
+FRIENDS_NOTE = "#NOTE#"  # who "says" what is seen
 # Of LoCoMo's questions; the last kind has no answer in the conversation, but words that point to a
 # turn.
 LOCOMO_KINDS = {
@@ -93,7 +99,7 @@ def _parts(file: str, kind: str) -> Memory:
 
 def locomo(path: Path) -> Iterator[Memory]:
     """Yield each of its conversations: one agent's memory, a program per session."""
-    for talk in json.loads(_read(path)):
+    for talk in json.loads(_read(path, LOCOMO_FILE)):
         said = talk["conversation"]
         texts = [
             Text(turn["dia_id"], _turn(turn), key)
@@ -115,11 +121,39 @@ def _turn(turn: dict[str, str]) -> str:
     return f"{turn['speaker']}: {turn['text']}" + (f" [shares {shown}]" if shown else "")
 
 
-def _read(path: Path) -> str:
+def friends(path: Path) -> Memory:
+    """Return the scenes of its test part, all in one agent's memory, a program per scene."""
+    memory = Memory()
+    for scene in json.loads(_read(path, FRIENDS_FILE))["data"]:
+        title = scene["title"]
+        for part in scene["paragraphs"]:
+            memory.texts.extend(
+                Text(f"{title} {turn['uid']}", _line(turn), title) for turn in part[FRIENDS_TURNS]
+            )
+            memory.questions.extend(
+                Question(asked["question"], answers, _asks(asked["id"]))
+                for asked in part["qas"]
+                if (answers := frozenset(f"{title} {a['utterance_id']}" for a in asked["answers"]))
+            )
+    return memory
+
+
+def _line(turn: dict[str, Any]) -> str:
+    said = str(turn["utterance"])
+    speakers = ", ".join(name for name in turn["speakers"] if name != FRIENDS_NOTE)
+    return f"{speakers}: {said}" if speakers else said
+
+
+def _asks(name: str) -> str:
+    """Return what a question asks for, which its id ends with: `s03_e21_c03_What`."""
+    return name.rsplit("_", 1)[-1].lower()
+
+
+def _read(path: Path, file: str) -> str:
     """Return the file: itself, of a work tree, or of a git directory without one."""
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    if (path / LOCOMO_FILE).is_file():
-        return (path / LOCOMO_FILE).read_text(encoding="utf-8")
-    shown = ["git", f"--git-dir={path}", "show", f"HEAD:{LOCOMO_FILE}"]
+    if (path / file).is_file():
+        return (path / file).read_text(encoding="utf-8")
+    shown = ["git", f"--git-dir={path}", "show", f"HEAD:{file}"]
     return subprocess.run(shown, check=True, capture_output=True, text=True).stdout

@@ -12,6 +12,7 @@ from aios_broker.contract.memory import (
     MAX_NOTE_BYTES,
     MemoryAdd,
     MemoryClear,
+    MemoryGet,
     MemoryList,
     MemorySearch,
     MemoryUpdate,
@@ -107,6 +108,21 @@ async def test_metadata_is_merged(scene: StateScene) -> None:
     after = await scene.ask("ann", MemoryUpdate(note.id, metadata={"a": 4, "c": None, "d": 5}))
     assert after.metadata == {"a": 4, "b": 2.0, "d": 5}
     assert isinstance(after.metadata["b"], float)
+
+
+async def test_numbers_of_metadata_come_back_as_they_were_given(scene: StateScene) -> None:
+    given: dict[str, Any] = {
+        "floats": [1.0, 1e15, 1e16, -1e16, 1.2345e17, 1e23, 1.7976931348623157e308, 5e-324],
+        "integers": [2**53 + 1, 10**16, -(2**63), 2**64 - 1],
+        "inside": {"a": [{"b": 1e16}]},
+        "others": [True, None, "1e16"],
+    }
+    note = await scene.ask("ann", MemoryAdd("x", metadata=given))
+    await scene.ask("ann", MemoryUpdate(note.id, content="y"))
+    old = await scene.ask("ann", MemoryGet(note.id, version=1))
+    [listed] = (await scene.ask("ann", MemoryList(metadata={"inside": given["inside"]}))).notes
+    for read in (old, listed, await scene.ask("ann", MemoryGet(note.id))):
+        assert repr(sorted(read.metadata.items())) == repr(sorted(given.items()))
 
 
 async def test_a_notes_size_is_counted_in_bytes(scene: StateScene) -> None:

@@ -519,6 +519,13 @@ STATE_MUTANTS = (
         SEARCH_TEST,
     ),
     Mutant(
+        "a large float of metadata becomes an integer",
+        "workers/aios_workers/search/numbers.py",
+        "case float() if abs(value) >= _WRITTEN_WITH_EXPONENT:",
+        "case float() if False:",
+        "tests/integration/test_memory_filters.py",
+    ),
+    Mutant(
         "a neighbour outside the search is found",
         "workers/aios_workers/search/ranking.py",
         "        if one.is_inside\n",

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from psycopg.types.json import Jsonb
-
 from aios_broker.contract.memory import NoteFilter
 from aios_broker.contract.names import SearchMode
+from aios_workers.search.numbers import as_jsonb
 
 Key = tuple[Any, ...]
 Ranked = list[tuple[Key, float]]  # best first
@@ -94,7 +93,7 @@ def filters_of(body: NoteFilter, alias: str = "t") -> tuple[list[str], dict[str,
         "any_tags": (list(body.any_tags), f"{alias}.tags && %(any_tags)s::text[]"),
         "category": (body.category, f"{alias}.category = %(category)s"),
         "metadata": (
-            Jsonb(body.metadata) if body.metadata else None,
+            as_jsonb(body.metadata) if body.metadata else None,
             f"{alias}.metadata @> %(metadata)s",
         ),
         "program": (body.in_program, f"{alias}.program = %(program)s"),

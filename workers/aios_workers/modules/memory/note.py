@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
-from psycopg.types.json import Jsonb
 
 from aios_broker.access.tables import inserted, selected
 from aios_broker.contract.errors import NotFound
@@ -17,6 +16,7 @@ from aios_broker.contract.memory import DEFAULT_BLOCK_BYTES, MemoryAdd, Note
 from aios_broker.postgres.store import AgentRow, Cursor
 from aios_workers.approvals.irreversible import Seen, digest_of_parts
 from aios_workers.modules import tables
+from aios_workers.search.numbers import as_jsonb
 
 Lock = Literal["", "FOR SHARE", "FOR UPDATE"]
 Operation = Literal["add", "update", "rollback", "evolve", "undo"]
@@ -83,7 +83,7 @@ def note_fields(body: NoteBody) -> tuple[object, ...]:
         body.category,
         body.context,
         list(body.links),
-        Jsonb(body.metadata),
+        as_jsonb(body.metadata),
     )
 
 
@@ -122,7 +122,7 @@ async def enter_version(
         "by_agent_id": by,
         "operation": operation,
         "syscall_id": syscall_id,
-        "body": Jsonb(msgspec.to_builtins(body_of(note))),
+        "body": as_jsonb(msgspec.to_builtins(body_of(note))),
     }
     await cursor.execute(_ENTER, values)
     if note.version <= KEPT_VERSIONS:
