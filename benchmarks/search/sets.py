@@ -107,7 +107,7 @@ def locomo(path: Path) -> Iterator[Memory]:
             if key.startswith("session_") and isinstance(session, list)
             for turn in session
         ]
-        names = {text.name for text in texts}
+        names = frozenset(text.name for text in texts)
         questions = [
             Question(asked["question"], answers, LOCOMO_KINDS[asked["category"]])
             for asked in talk["qa"]
