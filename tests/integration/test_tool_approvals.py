@@ -57,7 +57,7 @@ async def parked(caller: Caller, tools: ToolScene) -> str:
     async def is_parked() -> bool:
         return await caller.state(job) == "parked"
 
-    await wait_until_async(is_parked)
+    await wait_until_async(is_parked, 60)
     return job
 
 
@@ -121,13 +121,13 @@ async def test_a_tool_that_has_changed_since_is_asked_for_anew(
             )
             return card is not None and first.objects[0].digest.encode() not in card
 
-        await wait_until_async(is_new)
+        await wait_until_async(is_new, 60)
         await decided(scene, first, Decision("approved"))
 
         async def is_asked_anew() -> bool:
             return (await asked_for(scene, job)).id != first.id
 
-        await wait_until_async(is_asked_anew)
+        await wait_until_async(is_asked_anew, 60)
         assert tools.lines() == []
         await decided(scene, await asked_for(scene, job), Decision("approved"))
         assert (await caller.hear(job)).unwrap().value == "wiped all"  # type: ignore[union-attr]

@@ -68,6 +68,13 @@ TOOL_MUTANTS = (
         APPROVALS_TEST + "::test_a_tool_that_has_changed_since_is_asked_for_anew",
     ),
     Mutant(
+        "tool module: an approval is used when nothing else is waited for",
+        FOLDER + "handler.py",
+        "            if not await self._has_its_needs(run, program.card, arguments):\n",
+        "            if False:\n",
+        APPROVALS_TEST + "::test_an_approval_is_not_used_up_while_a_lock_is_not_free",
+    ),
+    Mutant(
         "tool module: who cancels a call ends it",
         FOLDER + "tool_process.py",
         '                await self._send({"kill": call_id})\n',
