@@ -35,7 +35,9 @@ async def kernel(
     async with AsyncExitStack() as stack:
         scene = await stack.enter_async_context(state_scene(redis_url, database_url))
         await stack.enter_async_context(scheduler(redis_url))
-        worker = tools.worker(redis_url, database_url=database_url, audit_dir=audit)
+        worker = tools.worker(
+            redis_url, database_url=database_url, audit_dir=audit, tool_sandbox="none"
+        )
         await stack.enter_async_context(worker)
         services = scene.services
         sweep = ApprovalSweep(services.store, services.functions, services.keys)
