@@ -196,13 +196,14 @@ FLOODS = {
     "metadata": Flood("deep metadata", metadata),
     "writes": Flood("files of 3 MB", written, at_once=8),
     "embeds": Flood("vectors of 2,048 texts", embedded),
+    "refused": Flood("refused calls, each in the audit log", refused),
+    "rights": Flood("rights, groups, the audit log", checked),
+    # The last: to cancel so many takes a while, which the next would measure.
     "chats": Flood(
         "26,000 chats wait",
         lambda agent: agent.llm.chat("hi", max_tokens=ANSWER_TOKENS),
         once=26_000,
     ),
-    "refused": Flood("refused calls, each in the audit log", refused),
-    "rights": Flood("rights, groups, the audit log", checked),
 }
 
 # The flood's own process.
