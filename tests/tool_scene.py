@@ -54,7 +54,15 @@ def slow_again(path: str, seconds: float) -> str:
     return "slept"
 
 
-@tool(destructive=True)
+@tool(locks=["only"])
+def hold(path: str) -> str:
+    note(path, "holds")
+    while not os.path.exists(path + ".free"):
+        time.sleep(0.01)
+    return "held"
+
+
+@tool(destructive=True, locks=["only"])
 def wipe(path: str) -> str:
     return note(path, "wiped")
 
@@ -139,7 +147,7 @@ def bomb(kind: str):
             return "closed"
     return kind
 '''
-NAMES = ("add", "note", "slow", "slow_again", "wipe", "say", "remember", "hang", "bomb")
+NAMES = ("add", "note", "slow", "slow_again", "hold", "wipe", "say", "remember", "hang", "bomb")
 
 
 class ToolScene:

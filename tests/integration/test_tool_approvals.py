@@ -133,3 +133,27 @@ async def test_a_tool_that_has_changed_since_is_asked_for_anew(
         assert tools.lines() == []
         await decided(scene, await asked_for(scene, job), Decision("approved"))
         assert (await caller.hear(job)).unwrap().value == "wiped all"  # type: ignore[union-attr]
+
+
+async def test_an_approval_is_not_used_up_while_a_lock_is_not_free(
+    redis_url: str, database_url: str, tmp_path: Path
+) -> None:
+    tools = ToolScene(tmp_path)
+    holding = tmp_path / "holding.txt"
+    async with kernel(redis_url, database_url, tools) as (scene, caller):
+        job = await parked(caller, tools)
+        [holder] = await caller.submit(ToolRun("me/hold", {"path": str(holding)}))
+        await wait_until_async(holding.exists)
+        approval = await asked_for(scene, job)
+        await decided(scene, approval, Decision("approved"))
+
+        async def waits() -> bool:
+            view = await caller.control.job(job)
+            return view is not None and view.state in ("queued", "suspended")
+
+        await wait_until_async(waits)
+        tools.folder.joinpath("holding.txt.free").touch()
+        assert (await caller.hear(holder)).unwrap().value == "held"  # type: ignore[union-attr]
+
+        assert (await caller.hear(job)).unwrap().value == "wiped"  # type: ignore[union-attr]
+        assert (await asked_for(scene, job)).id == approval.id

@@ -192,6 +192,11 @@ async def test_what_a_removed_tool_was_limited_by_goes_with_it(
     async with scene.worker(caller.url, tool_sandbox="none"):
         await values(caller, await caller.submit(call(scene, "alone")))
         assert await caller.connection.execute("HGET", limits, "me/alone") == b"1 0 0"
+
+        async def is_told() -> bool:
+            return await cards.one("me/alone") is not None
+
+        await wait_until_async(is_told)
         scene.describe(("free",))
 
         async def is_gone() -> bool:

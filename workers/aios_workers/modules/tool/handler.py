@@ -105,6 +105,9 @@ class ToolHandler:
         if run.lease.losses and not program.card.idempotent:
             raise _lost(program)
         if program.card.destructive:
+            # First what it has to wait for: an approval would be used up when it comes back.
+            if not await self._has_its_needs(run, program.card, arguments):
+                return Suspended(None, "needs")
             parked = await patiently(
                 lambda: self._approvals.asked(syscall, body, program.card, arguments)
             )
