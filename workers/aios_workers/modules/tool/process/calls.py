@@ -111,6 +111,8 @@ class Call:
             self._kill()
 
     def _kill(self) -> None:
+        if self.pid <= 0:  # it has none: to the kernel -1 is everybody
+            return
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)  # it may have no group yet
         with contextlib.suppress(ProcessLookupError):
