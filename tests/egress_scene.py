@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import ipaddress
 import ssl
@@ -36,8 +37,12 @@ class Host:
         self.heard: list[str] = []  # whole requests
         self.answers: dict[str, bytes] = {}  # by path; else what was asked
         self.port = 0
+        self.serving: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.serving.add(task)
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             body = b""
@@ -57,7 +62,8 @@ class Host:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
-            writer.close()
+            await left(writer)
+            self.serving.discard(task)
 
 
 def certified(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
@@ -170,6 +176,8 @@ async def egress_scene(
         yield EgressScene(host, egress, lines, secrets, names, looked_up)
     finally:
         server.close()
+        if host.serving:
+            await asyncio.wait(host.serving)
 
 
 def _address(text: str) -> Sequence[str]:
@@ -198,4 +206,13 @@ async def ask(
             writer.write(request)
             return await reader.read()
     finally:
-        writer.close()
+        await left(writer)
+
+
+async def left(writer: asyncio.StreamWriter) -> None:
+    """Close a connection; return when it is closed."""
+    writer.close()
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(5):
+            await writer.wait_closed()
+    writer.transport.abort()

@@ -6,6 +6,7 @@ anew; nothing is followed, so that a redirection comes back as another request.
 """
 
 import asyncio
+import contextlib
 import re
 import ssl
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from aios_workers.modules.tool.egress.secrets import Placeholders, Scrubber
 
 HEAD_LIMIT_S = 30.0
 SILENCE_LIMIT_S = 120.0  # neither side says anything
+LEAVE_LIMIT_S = 5.0
 MOST_CONNECTIONS = 32
 _PLAIN = (("Accept-Encoding", "identity"),)  # so that a key that is echoed is seen
 _ENCODED = re.compile(rb"(?i)\r\ncontent-encoding:[ \t]*(?!identity[ \t]*\r\n)")
@@ -70,8 +72,12 @@ class Proxy:
         except (OSError, TimeoutError, asyncio.CancelledError):
             pass  # the sandbox or the host has left, or the proxy ends
         finally:
+            writer.close()
+            with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
+                async with asyncio.timeout(LEAVE_LIMIT_S):
+                    await writer.wait_closed()
+            writer.transport.abort()  # where the sandbox does not say that it has heard all
             self._serving.discard(task)
-            writer.transport.abort() if writer.is_closing() else writer.close()
 
     async def close(self) -> None:
         """End all connections."""
