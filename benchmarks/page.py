@@ -2,6 +2,7 @@
 
     python -m benchmarks.page                        2,000 agents, 100,000 waiting, 10,000 parked
     python -m benchmarks.page --waiting 20000 --follow-s 5 --only fleet
+    python -m benchmarks.page --chromium --follow-s 8     in a browser instead: some 4 minutes
 
 A kernel of its own whose workers take nothing, filled by the queue's steps themselves, without a
 scheduler once it is filled; some syscalls are submitted all the time, so that there is something to
@@ -36,6 +37,7 @@ from aios_broker.queues.records import JobMetadata, PolicyRow, Submission, Suspe
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.redis.connection import Connection
 from aios_kernel_api.page.login import COOKIE
+from benchmarks.page_browser import Opened, opened_views
 from benchmarks.provenance import ROOT, commit_of, today
 from benchmarks.queues.run import open_ground
 from benchmarks.scale.report import quantiles
@@ -221,9 +223,12 @@ class Options(Struct, frozen=True):
     follow_s: float
     only: str | None
     keep_s: float
+    chromium: bool = False
 
 
-async def run(kernel: Kernel, redis_url: str, database_url: str, options: Options) -> list[Shown]:
+async def run(
+    kernel: Kernel, redis_url: str, database_url: str, options: Options
+) -> Sequence[Shown | Opened]:
     """Fill the kernel and measure each view."""
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(aclosing(Connection(redis_url, name="aios-bench")))
@@ -239,16 +244,42 @@ async def run(kernel: Kernel, redis_url: str, database_url: str, options: Option
         stack.callback(arrivals.cancel)
         quiet = await asyncio.to_thread(kernel.cpu_over, options.follow_s)
         say(f"nobody watches: {quiet}")
-        found = []
-        for view in VIEWS:
-            if options.only is None or options.only in view:
-                found.append(await measure(client, kernel, view, options, quiet))
-                say(line_of(found[-1]))
+        views = [view for view in VIEWS if options.only is None or options.only in view]
+        found: list[Shown | Opened] = []
+        if options.chromium:
+            found += await in_browser(client, kernel, views, options)
+        else:
+            for view in views:
+                found.append(shown := await measure(client, kernel, view, options, quiet))
+                say(line_of(shown))
         assert not arrivals.done(), arrivals.exception()
         if options.keep_s:
             say(f"{client.base_url} stays for {options.keep_s:g} s")
             await asyncio.sleep(options.keep_s)
         return found
+
+
+async def in_browser(
+    client: httpx.AsyncClient, kernel: Kernel, views: Sequence[str], options: Options
+) -> list[Opened]:
+    """Open each view in Chromium, then follow it."""
+    token = client.cookies[COOKIE]
+    url = str(client.base_url).rstrip("/")
+
+    def cpu_of_api(length_s: float) -> float:
+        return sum(kernel.cpu_over(length_s)[name] for name in WATCHED)
+
+    def tell(one: Opened) -> None:
+        missed = one.longest_ms > SHOWS_WITHIN_S * 1000 or one.api > FOLLOWS_WITHIN
+        say(
+            f"{one.view:34} {one.rows:4} rows  shown {one.shown_ms:6.0f} ms, longest "
+            f"{one.longest_ms:6.0f} ms  kernel {one.api:.1f} %, Chromium {one.chromium:.1f} %"
+            f"{'  MISSED' if missed else ''}"
+        )
+
+    return await asyncio.to_thread(
+        opened_views, url, token, views, cpu_of_api, options.follow_s, tell
+    )
 
 
 @asynccontextmanager
@@ -312,6 +343,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--follow-s", type=float, default=30.0)
     parser.add_argument("--only", help="views in whose address this stands")
     parser.add_argument("--keep-s", type=float, default=0.0, help="leave it open for a browser")
+    parser.add_argument("--chromium", action="store_true", help="in a browser, not by HTTP")
     parser.add_argument("--json", type=Path)
     given = vars(parser.parse_args(words))
     path = given.pop("json")
