@@ -35,12 +35,14 @@ ELSEWHERE = {
     "AIOS_REDIS_URL=redis://node-1": "tests/integration/test_cluster.py has a cluster",
     "AIOS_OTEL_ENDPOINT=": "tests/acceptance/test_metrics_pages.py has a collector",
     "python -m benchmarks.five_cores": "a benchmark of minutes",
+    "from kernel import": "it runs in a session; tests/integration/test_exec_sessions.py",
     "rq-dashboard": "it runs on; tests/integration/test_rq_dashboard.py",
     "rq worker": "it runs on; tests/integration/test_stock_rq_worker.py",
 }
 # Blocks that only describe other kernels: run on a state directory of their own.
 ALONE = ("# Ollama", "aios cores add gpu --kind sglang")
 RUNS_ALREADY = "./aios up --detach\n"  # the kernel that all pages share
+FILE = re.compile(r"# (\w+\.py)\n")  # a block that begins so is saved under that name
 IMPORTS = re.compile("^(?:import|from) ", re.MULTILINE)  # one without goes on with what was before
 LAST = "docs/how-to-cores.md"  # it makes another core the default
 pytestmark = pytest.mark.timeout(3 * LIMIT_S)
@@ -175,7 +177,9 @@ def test_the_blocks_of_a_page_run(reader: Reader, page: str, tmp_path: Path) -> 
             reader.shell(block.text.removeprefix(RUNS_ALREADY))
         elif not recipes:
             before = block.text if IMPORTS.search(block.text) else before + block.text
-            reader.run([sys.executable, "-P", "-c", before])
+            if named := FILE.match(block.text):
+                (reader.folder / named[1]).write_text(block.text)
+            reader.run([sys.executable, "-P", "-c", before], PYTHONPATH=str(reader.folder))
 
 
 def test_a_new_users_way_through_the_readme(tmp_path: Path) -> None:

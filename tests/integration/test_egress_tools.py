@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from aios_broker.contract.errors import SandboxUnavailable, ToolUnavailable
-from aios_broker.contract.tools import NetworkRule, ToolCard
+from aios_broker.contract.tools import NetworkRule, RunLimits, ToolCard
 from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.registry import last_paths
 from aios_workers.modules.tool.running import NoSandbox, Sandbox, ToolCall, ToolProgram
@@ -98,7 +98,11 @@ class Tools:
     ) -> Any:  # noqa: ANN401
         version = sha256(repr((rules, secrets)).encode()).hexdigest()[:12]
         card = ToolCard(
-            name=f"me/{function}", version=version, network=tuple(rules), secrets=tuple(secrets)
+            name=f"me/{function}",
+            version=version,
+            network=tuple(rules),
+            secrets=tuple(secrets),
+            limits=RunLimits(memory_bytes=4 * 1024**3),  # one of them reads all of its memory
         )
         program = ToolProgram(
             card=card,

@@ -99,6 +99,11 @@ OF_OURS = {
     "spent:{q}",
     "ghosts:{q}",
     "last_core:{program}",
+    "exec_sessions:{tenant}",
+    "exec_host:{host}",
+    "exec_inbox:{host}",
+    "tool_cards",
+    "tool_limits:{q}",
 }
 
 

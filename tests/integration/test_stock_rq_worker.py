@@ -20,6 +20,8 @@ from rq.serializers import DefaultSerializer, JSONSerializer, Serializer
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.reply import EchoResult, Reply, encode
 from aios_broker.contract.syscall import Need, Syscall, ToolEcho, new_id
+from aios_broker.queues.admission import Admission, Resource
+from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import Ending, JobMetadata, Submission
@@ -129,11 +131,12 @@ async def test_a_stock_worker_waits_for_what_its_job_needs(
     caller: Listener, scheduler: SchedulerProcess
 ) -> None:
     """RQ pops what is next; our entry point asks whether it is admitted before it runs it."""
-    queue, lock = caller.queue("tool"), (Need("lock", "w"),)
+    queue, once = caller.queue("tool"), (Need("tool", "w"),)
+    await Admission(Functions(caller.connection)).set_limit("tool", Resource.tool("w"), 1)
 
     def submission(text: str) -> Submission:
         call = Syscall(new_id(), "ada", ToolEcho(text))
-        return Submission(call.id, encode_job(call), JobMetadata("ada", call.kind), "", lock)
+        return Submission(call.id, encode_job(call), JobMetadata("ada", call.kind), "", once)
 
     first, second = submission("first"), submission("second")
     await submitted(queue, [first, second])

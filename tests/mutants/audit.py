@@ -4,6 +4,7 @@ from tests.mutants.catalogue import Mutant
 
 AUDIT = "broker/aios_broker/access/audit.py"
 AUDIT_TEST = "tests/integration/test_audit.py"
+AUDIT_FOLDER_TEST = "tests/integration/test_audit_folder.py"
 JSON_TEST = "tests/unit/test_json_text.py"
 PATH_TEST = "tests/unit/test_paths.py"
 PRINTABLE_TEST = "tests/unit/test_printable.py"
@@ -98,14 +99,14 @@ AUDIT_MUTANTS = (
         "broker/aios_broker/audit_folder.py",
         "if noted is None or line.seq > noted.seq:",
         "if True:",
-        AUDIT_TEST,
+        AUDIT_FOLDER_TEST,
     ),
     Mutant(
         "the audit log's key is readable to others",
         "broker/aios_broker/audit_folder.py",
         "os.O_CLOEXEC, 0o600)",
         "os.O_CLOEXEC, 0o644)",
-        AUDIT_TEST,
+        AUDIT_FOLDER_TEST,
     ),
     Mutant(
         "a NUL behind an escaped backslash passes",

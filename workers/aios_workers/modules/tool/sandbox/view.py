@@ -83,7 +83,8 @@ def _dotted(bound: Iterable[Path]) -> Iterable[Path]:
     """Yield what begins with a dot where modules are read: a person's settings, keys, histories."""
     for folder in bound:
         if folder.is_dir():
-            yield from (each for each in folder.iterdir() if each.name.startswith("."))
+            dotted = (each for each in folder.iterdir() if each.name.startswith("."))
+            yield from (each for each in dotted if not each.is_symlink())  # a link shows nothing
 
 
 def _covered(path: Path, read: Iterable[Path]) -> list[str]:
