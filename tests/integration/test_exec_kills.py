@@ -36,6 +36,7 @@ async def caller(redis_url: str) -> AsyncIterator[Caller]:
         yield user
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_each_session_goes_on_or_says_that_it_is_lost(caller: Caller, tmp_path: Path) -> None:
     await lived_through(caller, tmp_path, 20.0)
