@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from aios_broker.contract import access, memory, storage, tools
+from aios_broker.contract.exec import ExecOutcome, ExecSession, ExecSessions
 from aios_broker.contract.reply import Result
 from aios_broker.views.words import moment
 from aios_cli.tables import Column, Listing, first_words, say, show_json, write_content
@@ -80,6 +81,15 @@ TOOLS = Listing[tools.ToolCard](
         Column("Description", shrinks=True),
         lambda card: _beginning(card.problem or card.description),
     ),
+)
+SESSIONS = Listing[ExecSession](
+    (Column("Id"), lambda one: one.id),
+    (Column("Name", shrinks=True), lambda one: one.name),
+    (Column("Runs in it"), lambda one: one.interpreter),
+    (Column("State"), lambda one: one.state),
+    (Column("Runs", "right"), lambda one: one.runs),
+    (Column("Used"), lambda one: moment(one.used_at or None)),
+    (Column("Why", shrinks=True), lambda one: one.reason),
 )
 MEMBERS = Listing[tuple[str, str, str]](
     (Column("Group"), lambda one: one[0]),
@@ -159,6 +169,30 @@ def _tool_result(result: tools.ToolResult) -> None:
         show_json(result.value)
 
 
+def _session(session: ExecSession) -> None:
+    """Print a session's id, to go on with; what is to be known of it goes to standard error."""
+    say(session.id)
+    for words in (session.reason, *session.warnings):
+        if words:
+            say(words, err=True)
+
+
+def _run(outcome: ExecOutcome) -> None:
+    """Print what a run printed and how its last expression shows itself, each where it belongs."""
+    for text, is_error in ((outcome.stdout, False), (outcome.stderr, True)):
+        if text:
+            say(text.rstrip("\n"), err=is_error)
+    if outcome.value:
+        say(outcome.value)
+    for made in outcome.files:
+        say(f"made {made.path} ({made.bytes} bytes)", err=True)
+    if outcome.output_cut:
+        say("cut: it printed more than its session may", err=True)
+    if outcome.error is not None:
+        error = outcome.error
+        say(error.traceback.rstrip("\n") or f"{error.name}: {error.message}", err=True)
+
+
 _SHOWN: dict[type, Callable[[Any], None]] = {
     memory.Note: _note,
     memory.Evolved: _evolved,
@@ -168,6 +202,9 @@ _SHOWN: dict[type, Callable[[Any], None]] = {
     memory.Recall: lambda recall: say(recall.text),
     tools.ToolCards: lambda found: TOOLS.show(found.tools),
     tools.ToolResult: _tool_result,
+    ExecSession: _session,
+    ExecSessions: lambda found: SESSIONS.show(found.sessions),
+    ExecOutcome: _run,
     storage.Content: _content,
     storage.Entry: lambda entry: ENTRIES.show([entry]),
     storage.Entries: _entries,

@@ -255,6 +255,15 @@ async def test_a_tool_that_cannot_be_loaded_is_told_and_mended_without_a_restart
         await wait_until_async(is_mended, LOADED_S)
 
 
+async def test_a_tool_is_there_as_soon_as_it_is_described(scene: ToolScene, caller: Caller) -> None:
+    scene.describe(["add"])
+    async with scene.worker(caller.url):
+        with pytest.raises(UnknownTool):
+            await value(caller, "say", words=[])
+        scene.describe(["add", "say"])
+        assert await value(caller, "say", words=["a"]) == 1
+
+
 async def test_a_name_that_nobody_has_is_told_with_those_that_are_near(
     tools: ToolScene, caller: Caller
 ) -> None:

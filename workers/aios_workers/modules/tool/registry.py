@@ -143,9 +143,10 @@ class ToolRegistry:
         if self._loading:
             await asyncio.wait(self._loading.values())
 
-    def _now(self) -> ToolCatalogue:
+    def _now(self, within_s: float = LOOK_EVERY_S) -> ToolCatalogue:
+        """Return what the file says, or said so long ago at most."""
         now = asyncio.get_running_loop().time()
-        if now - self._read_s >= LOOK_EVERY_S:
+        if now - self._read_s >= within_s:
             self._read_s = now
             stamp = file_stamp(self._path)
             if stamp != self._stamp or stamp is None:
@@ -156,6 +157,8 @@ class ToolRegistry:
 
     def _entry(self, name: str) -> ToolEntry:
         catalogue = self._now()
+        if name not in catalogue.tools:
+            catalogue = self._now(0.0)  # it may have come this moment
         problem = catalogue.problems.get(name) or catalogue.problems.get(FILE_NAME)
         if name in catalogue.tools:
             return catalogue.tools[name]

@@ -315,11 +315,15 @@ class SessionHost:
         """End all sessions: their worker leaves."""
         while self._sessions:
             session = next(iter(self._sessions.values()))
-            with contextlib.suppress(Exception):
+            try:
                 await self._lost(session, "its worker was stopped")
+            except Exception as error:  # noqa: BLE001  the others are to be ended all the same
+                logger.warning("nobody is told why session %s ended: %s", session.shown.id, error)
             self._sessions.pop(session.shown.id, None)
-        with contextlib.suppress(Exception):
+        try:
             await self._records.has_left(self.name)
+        except Exception as error:  # noqa: BLE001  it is seen when its key is over
+            logger.warning("the end of this worker's sessions is not told: %s", error)
 
 
 def lost(session_id: str, reason: str) -> SessionLost:
