@@ -136,11 +136,13 @@ def bomb(kind: str):
             os.write(1, b"\\xff\\xfe fine")
             return "written"
         case "daemon":
-            if os.fork() == 0:
+            between = os.fork()
+            if between == 0:
                 os.setsid()
                 if os.fork() == 0:
                     time.sleep(600)
                 os._exit(0)
+            os.waitpid(between, 0)  # only then is it out of the group that ends with the call
             return "forked"
         case "close":
             os.closerange(0, 64)
