@@ -3,6 +3,7 @@
 import base64
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, Unpack
@@ -36,9 +37,8 @@ from aios_broker.contract.syscall import (
     encode_syscall,
 )
 from aios_broker.contract.tokens import new_token
-from aios_sdk.openai_words import refuse_other_options, tool, tool_choice, turn
+from aios_sdk.openai_words import OPTIONS, refuse_other_options, tool, tool_choice, turn
 from aios_sdk.tools import tool_name
-from aios_sdk.tracing import current_traceparent
 
 Messages = str | Sequence[Message | Mapping[str, object]]
 RawBody = Mapping[str, object]  # a body as it stands on the wire, not checked yet
@@ -106,7 +106,8 @@ def chat_body(messages: Messages, **fields: Unpack[ChatOptions]) -> RawBody:
     Messages and tools may also be dicts as OpenAI's API has them.
     """
     body = {**fields, "type": "llm.chat", "messages": _turns(messages)}
-    refuse_other_options(body)
+    if not OPTIONS.keys().isdisjoint(body):
+        refuse_other_options(body)
     if "tools" in body:
         body["tools"] = _each(tool, fields["tools"])
     if "tool_choice" in body:
@@ -383,7 +384,22 @@ def _deadline_s(options: Options) -> float:
 
 
 def _traceparent(options: Options) -> str:
-    return current_traceparent() if options.traceparent is None else options.traceparent
+    return _current_traceparent() if options.traceparent is None else options.traceparent
+
+
+def _current_traceparent() -> str:
+    """Return where this task or thread is in a trace; empty: in none, or nobody traces here.
+
+    A program that never loaded OpenTelemetry is in none: so this loads nothing.
+    """
+    if "opentelemetry.trace" not in sys.modules:
+        return ""
+    from opentelemetry import trace  # noqa: PLC0415  not installed with the SDK
+
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return ""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 1:02x}"
 
 
 def _raw(options: Options, body: RawBody | Body, *, stream: bool | None) -> object:

@@ -185,7 +185,8 @@ class LlmHandler:
         if isinstance(outcome, Done) and isinstance(outcome.result, ChatResult):
             held = plan.request.constraint is not None
             result = outcome.result
-            await self._finished.check(body, result, toolbox, holder, holds_calls=held)
+            if toolbox is not None or body.format is not None:
+                await self._finished.check(body, result, toolbox, holder, holds_calls=held)
             return Done(await self._concluded(run, syscall, body, result, render))
         return outcome
 
