@@ -163,6 +163,7 @@ from aios_broker.contract.tools import (
 )
 from aios_sdk.agent import Agent, AsyncAgent
 from aios_sdk.call import Call, Stream, SyncCall, SyncStream
+from aios_sdk.exec_session import AsyncOpenSession, Opening, OpenSession
 from aios_sdk.tools import tool
 
 __all__ = [
@@ -178,6 +179,7 @@ __all__ = [
     "ApprovalExpired",
     "Approvals",
     "AsyncAgent",
+    "AsyncOpenSession",
     "Audit",
     "AuditEntry",
     "BlockStat",
@@ -258,6 +260,8 @@ __all__ = [
     "Notes",
     "ObjectLocked",
     "ObjectRef",
+    "OpenSession",
+    "Opening",
     "ParallelLimits",
     "Plan",
     "QueueFull",

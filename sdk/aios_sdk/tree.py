@@ -1,18 +1,14 @@
-"""The tree of syscalls: one line per verb, for both agents; and the four verbs that each has.
+"""The tree of syscalls: one line per verb, for both agents.
 
 A line gives `AsyncVerbs` on the tree of an asynchronous agent, and `Verbs` on that of a synchronous
 one; which of the two a tree is stands in its type, so that type checkers know it as well.
 """
 
-import asyncio
-import functools
-from collections.abc import Callable, Iterable
-from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
+from collections.abc import Callable
+from typing import Generic, Self, TypeVar, overload
 
 from aios_broker.contract import access, exec, memory, storage, tools
 from aios_broker.contract.access import Acknowledged
-from aios_broker.contract.errors import InvalidSyscall
-from aios_broker.contract.ids import Ids
 from aios_broker.contract.llm import ContextClear, ContextGet, ContextSummarise
 from aios_broker.contract.reply import (
     ChatResult,
@@ -20,20 +16,13 @@ from aios_broker.contract.reply import (
     CountResult,
     EchoResult,
     EmbedResult,
-    Result,
 )
-from aios_broker.contract.syscall import Body, Syscall
-from aios_sdk.call import Batch, Call, Stream, SyncCall, SyncStream
-from aios_sdk.help_text import help_text
+from aios_broker.contract.syscall import Body
+from aios_sdk.exec_session import AsyncOpen, Open
 from aios_sdk.loop_thread import LoopThread
-from aios_sdk.openai_words import STREAM
 from aios_sdk.requests import (
-    Item,
-    Options,
     RawBody,
     append_body,
-    build_syscall,
-    call_body,
     chat_body,
     context_expand_body,
     context_set_body,
@@ -42,7 +31,6 @@ from aios_sdk.requests import (
     echo_body,
     embed_body,
     evolving_note_body,
-    item_body,
     link_body,
     note_body,
     register_body,
@@ -50,121 +38,7 @@ from aios_sdk.requests import (
     tool_call_body,
     write_body,
 )
-
-Arguments = ParamSpec("Arguments")
-Answer = TypeVar("Answer", bound=Result)
-
-
-class Submitter(Protocol):
-    """The agent in whose name the verbs submit."""
-
-    @property
-    def options(self) -> Options:
-        """What holds for every call."""
-        ...
-
-    @property
-    def _ids(self) -> Ids:
-        """What makes the ids of its syscalls."""
-        ...
-
-    def _start(self, syscall: Syscall) -> Call[Any]:
-        """Submit."""
-        ...
-
-
-class AsyncVerbs(Generic[Arguments, Answer]):
-    """One syscall of the tree. All verbs submit when they are called, not when awaited."""
-
-    def __init__(
-        self, agent: Submitter, path: str, build: Callable[Arguments, RawBody | Body]
-    ) -> None:
-        self._agent = agent
-        self._path = path  # such as `memory.search`
-        self._build = build
-        functools.update_wrapper(self, build)
-        self.__name__ = self.__qualname__ = path
-        self.__doc__ = help_text(path, build)
-
-    def __repr__(self) -> str:
-        return f"<{self._path} of {self._agent!r}>"
-
-    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Call[Answer]:
-        """Submit; `await` what is returned for the result."""
-        if kwargs.get("stream"):
-            raise InvalidSyscall("it returns an answer whole", field="body.stream", remedy=STREAM)
-        return self.start(*args, **kwargs)
-
-    def start(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Call[Answer]:
-        """Submit, and return the handle."""
-        body = call_body(self._path, self._build, *args, **kwargs)
-        agent = self._agent
-        return agent._start(build_syscall(agent.options, body, agent._ids))
-
-    def stream(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Stream[Answer]:
-        """Submit, and return the text piece by piece; `.result` is there at the end."""
-        body = call_body(self._path, self._build, *args, **kwargs)
-        agent = self._agent
-        syscall = build_syscall(agent.options, body, agent._ids, stream=True)
-        return Stream(agent._start(syscall))
-
-    def map(
-        self, items: Iterable[Item], *, concurrency: int | None = None, return_errors: bool = False
-    ) -> asyncio.Task[list[Answer]]:
-        """Submit one call per item, in batches; await the results, in the items' order.
-
-        The first error ends the map and cancels its other calls; with `return_errors` errors
-        stand among the results instead. At most `concurrency` are under way; None: all at once.
-        """
-        options, ids = self._agent.options, self._agent._ids
-        bodies = [item_body(self._path, self._build, item) for item in items]
-        syscalls = [build_syscall(options, body, ids, index=at) for at, body in enumerate(bodies)]
-        if concurrency is not None and concurrency < 1:
-            raise InvalidSyscall(
-                f"{concurrency} is too few", field="concurrency", remedy="give 1 or more, or None"
-            )
-        batch = Batch(
-            self._agent._start, syscalls, at_once=concurrency, return_errors=return_errors
-        )
-        return asyncio.ensure_future(batch.results())
-
-
-class Verbs(Generic[Arguments, Answer]):
-    """One syscall of the tree."""
-
-    def __repr__(self) -> str:
-        return repr(self._verbs)
-
-    def __init__(self, verbs: AsyncVerbs[Arguments, Answer], thread: LoopThread) -> None:
-        self._verbs = verbs
-        self._thread = thread
-        functools.update_wrapper(self, verbs)
-
-    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
-        """Submit, and return the result."""
-        return self._thread.wait(lambda: self._verbs(*args, **kwargs))
-
-    def start(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> SyncCall[Answer]:
-        """Submit, and return the handle."""
-        call = self._thread.call(lambda: self._verbs.start(*args, **kwargs))
-        return SyncCall(call, self._thread)
-
-    def stream(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> SyncStream[Answer]:
-        """Submit, and return the text piece by piece; `.result` is there at the end."""
-        stream = self._thread.call(lambda: self._verbs.stream(*args, **kwargs))
-        return SyncStream(stream, self._thread)
-
-    def map(
-        self, items: Iterable[Item], *, concurrency: int | None = None, return_errors: bool = False
-    ) -> list[Answer]:
-        """Submit one call per item, in batches; return the results, in the items' order.
-
-        The first error ends the map and cancels its other calls; with `return_errors` errors
-        stand among the results instead. At most `concurrency` are under way; None: all at once.
-        """
-        return self._thread.wait(
-            lambda: self._verbs.map(items, concurrency=concurrency, return_errors=return_errors)
-        )
+from aios_sdk.verbs import Answer, Arguments, AsyncVerbs, Submitter, Verbs
 
 
 class Asynchronous:
@@ -214,6 +88,27 @@ class Kind(Generic[Arguments, Answer]):
         return made
 
 
+class OpenKind(Kind[Arguments, exec.ExecSession]):
+    """The kind `exec.open`, whose answer is also a block that closes what was opened."""
+
+    @overload
+    def __get__(self, tree: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, tree: Tree[Asynchronous], owner: type) -> AsyncOpen[Arguments]: ...
+    @overload
+    def __get__(self, tree: Tree[Synchronous], owner: type) -> Open[Arguments]: ...
+    def __get__(
+        self, tree: Tree[Asynchronous] | Tree[Synchronous] | None, owner: type
+    ) -> Self | AsyncOpen[Arguments] | Open[Arguments]:
+        """Return the verbs of this kind, made when they are first asked for."""
+        if tree is None:
+            return self
+        verbs: AsyncOpen[Arguments] = AsyncOpen(tree._agent, self._path, self._build)
+        made = verbs if tree._thread is None else Open(verbs, tree._thread)
+        tree.__dict__[self._name] = made
+        return made
+
+
 class Llm(Tree[Side]):
     """Generation, embeddings, counts of tokens."""
 
@@ -244,7 +139,7 @@ class Tool(Tree[Side]):
 class Exec(Tree[Side]):
     """Sessions of an interpreter that keeps what was run in it."""
 
-    open = Kind(exec.ExecOpen, exec.ExecSession)
+    open = OpenKind(exec.ExecOpen, exec.ExecSession)
     run = Kind(exec.ExecRun, exec.ExecOutcome)
     interrupt = Kind(exec.ExecInterrupt, exec.ExecSession)
     reset = Kind(exec.ExecReset, exec.ExecSession)

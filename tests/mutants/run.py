@@ -31,6 +31,7 @@ from tests.mutants.audit import AUDIT_MUTANTS  # noqa: E402
 from tests.mutants.catalogue import BROKER, MIGRATIONS, Mutant  # noqa: E402
 from tests.mutants.catalogue import MUTANTS as BROKER_MUTANTS  # noqa: E402
 from tests.mutants.cores import CORE_MUTANTS  # noqa: E402
+from tests.mutants.exec import EXEC_MUTANTS  # noqa: E402
 from tests.mutants.forms import FORM_MUTANTS  # noqa: E402
 from tests.mutants.gateway import GATEWAY_MUTANTS  # noqa: E402
 from tests.mutants.identity import IDENTITY_MUTANTS  # noqa: E402
@@ -71,6 +72,7 @@ MUTANTS = (
     *LIMIT_MUTANTS,
     *CORE_MUTANTS,
     *TOOL_MUTANTS,
+    *EXEC_MUTANTS,
     *REMOTE_MUTANTS,
     *OWNERSHIP_MUTANTS,
     *SESSION_MUTANTS,

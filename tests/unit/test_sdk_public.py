@@ -13,13 +13,15 @@ from aios_broker.contract.errors import KernelNotRunning, all_errors
 from aios_broker.contract.syscall import KINDS, module_of
 from aios_sdk import Agent, AsyncAgent, InvalidSyscall
 from aios_sdk.config import find_kernel
-from aios_sdk.tree import AsyncVerbs, Kind, Verbs
+from aios_sdk.tree import Kind
+from aios_sdk.verbs import AsyncVerbs, Verbs
 
 ERRORS = {error.__name__ for error in all_errors().values()}
 NAMES = {
     "Agent",
     "Alternative",
     "AsyncAgent",
+    "AsyncOpenSession",
     "Call",
     "CallStatus",
     "ChatResult",
@@ -64,6 +66,8 @@ NAMES = {
     "Groups",
     "HeldToken",
     "ObjectRef",
+    "OpenSession",
+    "Opening",
     "Rules",
     "TokenIssued",
     "Verdict",
@@ -157,8 +161,8 @@ def test_both_agents_have_the_same_verbs(name: str) -> None:
     kinds = [verb for verb, kind in vars(type(asynchronous)).items() if isinstance(kind, Kind)]
     assert kinds
     for verb in kinds:
-        assert type(getattr(asynchronous, verb)) is AsyncVerbs
-        assert type(getattr(synchronous, verb)) is Verbs
+        assert isinstance(getattr(asynchronous, verb), AsyncVerbs)
+        assert isinstance(getattr(synchronous, verb), Verbs)
         assert getattr(synchronous, verb) is getattr(synchronous, verb)  # made once
 
 
