@@ -69,7 +69,7 @@ class SessionKind(Generic[Arguments, Answer]):
         return made
 
 
-class _Opened(ExecSession, frozen=True, dict=True):
+class _Session(ExecSession, frozen=True, dict=True):
     """A session as it was when it was opened, and what its agent may do with it."""
 
     run = SessionKind(ExecRun, ExecOutcome)
@@ -95,7 +95,7 @@ class _Opened(ExecSession, frozen=True, dict=True):
         error.add_note(f"the exec session {self.id} was not closed: {failed}")
 
 
-class AsyncOpenSession(_Opened, frozen=True, dict=True):
+class AsyncOpenSession(_Session, frozen=True, dict=True):
     """A session of an asynchronous agent; leaving its block closes it, whatever runs there."""
 
     async def __aenter__(self) -> Self:
@@ -114,7 +114,7 @@ class AsyncOpenSession(_Opened, frozen=True, dict=True):
             self._note(failed, error)
 
 
-class OpenSession(_Opened, frozen=True, dict=True):
+class OpenSession(_Session, frozen=True, dict=True):
     """A session of an agent; leaving its block closes it, whatever runs there."""
 
     def __enter__(self) -> Self:
