@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -81,12 +82,16 @@ MUTANTS = (
 
 WORKERS = 2
 TIMEOUT_S = 200.0  # a test that hangs has noticed, too
+SLOWER = 3.0  # so many times as long as unbroken a test may take, on a machine that is busy
+UNBROKEN_TIMEOUT_S = 900.0
 MOST_TOUCHED = 40  # run of those whose files were touched; else they take longer than the tests
 SAMPLE_EVERY = 10
 OTHER_SEEDS = (1, 2, 3)  # of the examples that judge what survived the usual ones
 
 
-def run_tests(test: str, package_root: Path, seed: int = 0) -> subprocess.CompletedProcess[str]:
+def run_tests(
+    test: str, package_root: Path, seed: int = 0, *, timeout_s: float = UNBROKEN_TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
     """Run one test file against the package below `package_root`.
 
     The environment tells the test to stop at the first failure instead of looking for a shorter
@@ -117,14 +122,20 @@ def run_tests(test: str, package_root: Path, seed: int = 0) -> subprocess.Comple
         ],
         cwd=ROOT,
         env=environment,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def judge(mutant: Mutant, folder: Path) -> str:
+def timed(test: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a test against what is not broken; return how it ended, and in how many seconds."""
+    began_s = time.monotonic()
+    return run_tests(test, BROKER.parent), time.monotonic() - began_s
+
+
+def judge(mutant: Mutant, folder: Path, timeout_s: float) -> str:
     """Return what became of a mutant: killed, killed late, SURVIVED, or OUT OF DATE."""
     root = Path(tempfile.mkdtemp(dir=folder))
     copy = root / mutant.package.name
@@ -138,17 +149,19 @@ def judge(mutant: Mutant, folder: Path) -> str:
     if mutant.package == MIGRATIONS:  # the package looks for them beside the folder it lies in
         root /= "broker"
         shutil.copytree(BROKER, root / BROKER.name, ignore=ignored)
-    if is_noticed(mutant, root):
+    if is_noticed(mutant, root, 0, timeout_s):
         return "killed"
-    if draws_examples(mutant.test) and any(is_noticed(mutant, root, s) for s in OTHER_SEEDS):
+    if draws_examples(mutant.test) and any(
+        is_noticed(mutant, root, seed, timeout_s) for seed in OTHER_SEEDS
+    ):
         return "killed late"
     return "SURVIVED"
 
 
-def is_noticed(mutant: Mutant, root: Path, seed: int = 0) -> bool:
+def is_noticed(mutant: Mutant, root: Path, seed: int, timeout_s: float) -> bool:
     """Return whether the mutant's test fails, or hangs, with these examples."""
     try:
-        return run_tests(mutant.test, root, seed).returncode == 1
+        return run_tests(mutant.test, root, seed, timeout_s=timeout_s).returncode == 1
     except subprocess.TimeoutExpired:
         return True
 
@@ -201,15 +214,17 @@ def main(words: list[str]) -> int:
         ThreadPoolExecutor(WORKERS) as pool,
     ):
         tests = sorted({mutant.test for mutant in chosen})
-        for test, unbroken in zip(
-            tests, pool.map(lambda test: run_tests(test, BROKER.parent), tests), strict=True
-        ):
+        limits_s: dict[str, float] = {}
+        for test, (unbroken, took_s) in zip(tests, pool.map(timed, tests), strict=True):
             if unbroken.returncode != 0:
                 print(f"the unbroken tests fail already: {test}\n{unbroken.stdout}")
                 return 1
+            limits_s[test] = max(TIMEOUT_S, SLOWER * took_s)
         verdicts = []
         for mutant, verdict in zip(
-            chosen, pool.map(lambda m: judge(m, Path(folder)), chosen), strict=True
+            chosen,
+            pool.map(lambda m: judge(m, Path(folder), limits_s[m.test]), chosen),
+            strict=True,
         ):
             verdicts.append(verdict)
             print(f"{verdict:11} {mutant.file}: {mutant.name}", flush=True)

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.catalogue import Mutant
-from tests.mutants.run import MUTANTS, chosen_mutants, draws_examples, git, judge, touched_files
+from tests.mutants.run import (
+    MUTANTS,
+    TIMEOUT_S,
+    chosen_mutants,
+    draws_examples,
+    git,
+    judge,
+    touched_files,
+)
 
 # A random test, as seen from outside, that meets the broken case with the last of the seeds alone.
 RARE = """
@@ -45,7 +53,7 @@ def test_what_survives_random_examples_is_judged_by_others(
     test_file.write_text(test)
     mutant = Mutant("odd", str(package / "number.py"), "1", "2", str(test_file))
 
-    assert judge(mutant, folder) == verdict
+    assert judge(mutant, folder, TIMEOUT_S) == verdict
 
 
 def test_the_queue_machine_takes_examples() -> None:
