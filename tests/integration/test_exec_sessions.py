@@ -227,6 +227,10 @@ BOMBS = {
         "time.sleep(600)",
         "files were larger",
     ),
+    "empty files": (
+        "import time\nfor n in range(20_001):\n    open(str(n), 'wb').close()\ntime.sleep(600)",
+        "more files than it may",
+    ),
     "deaf": (
         "import signal, time\nsignal.signal(2, lambda *_: None)\nwhile True: time.sleep(1)",
         "did not end when it was interrupted",

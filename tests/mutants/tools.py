@@ -110,6 +110,13 @@ TOOL_MUTANTS = (
         TOOLS_TEST + "::test_what_a_tool_leaves_running_is_ended",
     ),
     Mutant(
+        "tool module: a session has so many files",
+        "workers/aios_workers/modules/tool/sessions/host.py",
+        "        if files > MOST_SEEN:\n",
+        "        if files > MOST_SEEN * 100:\n",
+        "tests/integration/test_exec_sessions.py::test_a_bomb_ends_its_session_alone",
+    ),
+    Mutant(
         "tool module: a call runs in a process of its own",
         FOLDER + "process/__main__.py",
         "        pid = os.fork()\n",

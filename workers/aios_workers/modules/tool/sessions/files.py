@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aios_broker.contract.tools import MadeFile
 
-MOST_SEEN = 20_000  # files and folders that are looked at
+MOST_SEEN = 20_000  # files and folders of a session, empty ones too
 MOST_FILES = 200  # that a result tells
 MOST_CONTENT_BYTES = 1024 * 1024  # of all, in a result
 _BLOCK_BYTES = 512  # of which the file system tells a file's size on the disk
@@ -58,14 +58,20 @@ def made_since(workspace: Path, before: Stamps) -> tuple[MadeFile, ...]:
     return tuple(found)
 
 
-def bytes_of(workspace: Path) -> int:
-    """Return what the files of a workspace take on the disk, hidden ones and all."""
-    size = 0
-    for _, _, names, opened in os.fwalk(workspace):
+def space_of(workspace: Path) -> tuple[int, int]:
+    """Return how many files and folders a workspace has, and what they take on the disk.
+
+    Hidden ones and all; where there are more than `MOST_SEEN` it counts no further.
+    """
+    count = size = 0
+    for _, folders, names, opened in os.fwalk(workspace):
+        count += len(folders) + len(names)
+        if count > MOST_SEEN:
+            break
         for name in names:
             with contextlib.suppress(OSError):
                 size += os.stat(name, dir_fd=opened, follow_symlinks=False).st_blocks * _BLOCK_BYTES
-    return size
+    return count, size
 
 
 def _read(name: str, folder: int, size: int) -> bytes:

@@ -29,7 +29,7 @@ from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.exec_sessions import SessionRecord, SessionRecords, spare
 from aios_broker.retry import patiently
 from aios_workers.modules.tool.running import Launch, Sandbox
-from aios_workers.modules.tool.sessions.files import bytes_of, made_since, stamps
+from aios_workers.modules.tool.sessions.files import MOST_SEEN, made_since, space_of, stamps
 from aios_workers.modules.tool.sessions.session_calls import Calls, SessionCalls
 from aios_workers.modules.tool.sessions.session_process import (
     OWN_PROCESSES,
@@ -307,7 +307,10 @@ class SessionHost:
             return f"it had more processes than it may: {limits.processes}"
         if memory > limits.memory_bytes:
             return f"it used more memory than it may: {limits.memory_bytes} bytes"
-        if bytes_of(session.folder) > limits.file_bytes:
+        files, size = space_of(session.folder)
+        if files > MOST_SEEN:
+            return f"it had more files than it may: {MOST_SEEN}"
+        if size > limits.file_bytes:
             return f"its files were larger than they may be: {limits.file_bytes} bytes"
         return ""
 
