@@ -316,8 +316,8 @@ GRANTS = {
 }
 
 
-def _asker() -> list[click.Parameter]:
-    """Return the options of every operation: who asks, and how the answer is shown."""
+def who_asks() -> list[click.Parameter]:
+    """Return the options that say as whom something is asked."""
     return [
         click.Option(
             ["--agent", "as_agent"], default="cli", show_default=True, help="As which agent."
@@ -334,6 +334,13 @@ def _asker() -> list[click.Parameter]:
             show_default=True,
             help="Whose agent it is.",
         ),
+    ]
+
+
+def _asker() -> list[click.Parameter]:
+    """Return the options of every operation: who asks, and how the answer is shown."""
+    return [
+        *who_asks(),
         click.Option(
             ["--deadline-s", "as_deadline_s"],
             type=float,

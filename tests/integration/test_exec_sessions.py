@@ -23,6 +23,7 @@ from aios_broker.contract.exec import (
     SessionLimits,
 )
 from aios_broker.ledger.journal import metadata_of, read_entry
+from aios_broker.queues import exec_sessions
 from aios_broker.queues.keys import Keys
 from tests.caller import Caller, WorkerProcess
 from tests.scheduler_scene import scheduler
@@ -200,6 +201,40 @@ async def test_one_that_is_idle_ends_and_says_so(tools: ToolScene, caller: Calle
     await wait_until_async(is_lost)
     with pytest.raises(SessionLost, match=r"nothing was run in it for 0\.3 s"):
         await run(caller, session.id, "1")
+
+
+async def test_a_loss_is_told_once(
+    tools: ToolScene, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await opened(caller)
+    with pytest.raises(SessionLost):
+        await run(caller, session.id, "import os; os._exit(3)")
+    with pytest.raises(SessionLost, match="its interpreter ended"):  # what was under way then
+        await run(caller, session.id, "1")
+    assert [one.state for one in (await listed(caller)).sessions] == ["lost"]
+
+    monkeypatch.setattr(exec_sessions, "KEPT_TOLD_S", 0.0)
+
+    assert (await listed(caller)).sessions == ()
+    with pytest.raises(UnknownSession):
+        await run(caller, session.id, "1")
+
+
+async def test_what_is_sent_to_a_session_that_opens_waits_for_it(
+    tools: ToolScene, caller: Caller
+) -> None:
+    async def is_known() -> bool:
+        return (await listed(caller)).sessions != ()  # it is written down first
+
+    for runs in (True, False):
+        [opening] = await caller.submit(ExecOpen())
+        await wait_until_async(is_known)
+        if runs:
+            assert (await run(caller, opening, "1")).value == "1"
+        await answer(caller, ExecClose(opening))
+
+        assert isinstance((await caller.hear(opening)).unwrap(), ExecSession)
+        assert (await listed(caller)).sessions == ()
 
 
 async def test_one_that_was_closed_is_gone(tools: ToolScene, caller: Caller) -> None:

@@ -3,7 +3,9 @@
 from tests.mutants.catalogue import Mutant
 
 AGENTS_TEST = "tests/integration/test_exec_agents.py"
+SESSIONS_TEST = "tests/integration/test_exec_sessions.py"
 SDK = "sdk/aios_sdk/exec_session.py"
+SESSIONS = "workers/aios_workers/modules/tool/sessions/"
 
 EXEC_MUTANTS = (
     Mutant(
@@ -26,5 +28,26 @@ EXEC_MUTANTS = (
         "suppress(SessionLost, UnknownSession)",
         "suppress(SessionLost)",
         AGENTS_TEST + "::test_a_session_is_also_awaited_and_stays_until_it_is_closed",
+    ),
+    Mutant(
+        "exec: a loss is told once",
+        SESSIONS + "session_answers.py",
+        "        if record.is_spare(now):\n",
+        "        if False:\n",
+        SESSIONS_TEST + "::test_a_loss_is_told_once",
+    ),
+    Mutant(
+        "exec: a session that is being opened lives",
+        SESSIONS + "host.py",
+        "in self._sessions or session_id in self._opening\n",
+        "in self._sessions\n",
+        SESSIONS_TEST + "::test_what_is_sent_to_a_session_that_opens_waits_for_it",
+    ),
+    Mutant(
+        "exec: what is sent to a session that opens waits",
+        SESSIONS + "session_answers.py",
+        "        await self._host.opened(body.session)\n",
+        "",
+        SESSIONS_TEST + "::test_what_is_sent_to_a_session_that_opens_waits_for_it",
     ),
 )

@@ -17,7 +17,8 @@ from aios_broker.redis.connection import Connection
 
 HOST_MS = 4_000  # how long a host is believed to live that says nothing
 INBOX_S = 60  # how long messages are kept that nobody takes
-KEPT_LOST_S = 3_600.0  # how long it is known why a session was lost
+KEPT_LOST_S = 3_600.0  # how long it is known why a session was lost, if nobody asks
+KEPT_TOLD_S = 10.0  # and where its agent has heard it: what was under way then hears the same
 KEPT_LOST = 200  # of a tenant
 
 
@@ -28,6 +29,15 @@ class SessionRecord(Struct, frozen=True):
     agent: str
     host: str
     changed_at: float  # Unix time, s, by Redis
+    told_at: float = 0.0  # when its agent first heard that it is lost
+
+    def is_spare(self, now: float) -> bool:
+        """Whether it is lost and need not be known any longer."""
+        if self.session.state != "lost":
+            return False
+        if self.told_at:
+            return now - self.told_at > KEPT_TOLD_S
+        return now - self.changed_at > KEPT_LOST_S
 
 
 _decoder = msgspec.json.Decoder(SessionRecord)
@@ -107,8 +117,4 @@ def spare(records: list[SessionRecord], now: float) -> list[str]:
     """Return the ids of lost sessions that need not be known any longer."""
     lost = [one for one in records if one.session.state == "lost"]
     lost.sort(key=lambda one: one.changed_at, reverse=True)
-    return [
-        one.session.id
-        for at, one in enumerate(lost)
-        if at >= KEPT_LOST or now - one.changed_at > KEPT_LOST_S
-    ]
+    return [one.session.id for at, one in enumerate(lost) if at >= KEPT_LOST or one.is_spare(now)]

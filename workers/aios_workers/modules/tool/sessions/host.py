@@ -88,6 +88,7 @@ class SessionHost:
         self._place = place
         self._terms = terms
         self._sessions: dict[str, Session] = {}
+        self._opening: dict[str, asyncio.Event] = {}
         self._clock = asyncio.get_running_loop().time
 
     async def open(self, syscall: Syscall, asked: ExecOpen) -> ExecSession:
@@ -115,14 +116,17 @@ class SessionHost:
             limits=asked.limits,
             warnings=tuple(self._sandbox.warnings),
         )
-        await self._write(syscall.owner, shown, now)
+        has_opened = self._opening[shown.id] = asyncio.Event()
         try:
+            await self._write(syscall.owner, shown, now)
             await patiently(lambda: self._check_room(syscall.owner, now))
-            session = await self._started(syscall.owner, asked, shown)
+            self._sessions[shown.id] = await self._started(syscall.owner, asked, shown)
         except BaseException:
             await self._records.forget(syscall.tenant, shown.id)
             raise
-        self._sessions[shown.id] = session
+        finally:
+            del self._opening[shown.id]
+            has_opened.set()
         return shown
 
     async def _check_room(self, owner: Owner, now: float) -> None:
@@ -160,8 +164,13 @@ class SessionHost:
         return await SessionProcess.start(asked, self._sandbox, Path(sys.executable), place)
 
     def has(self, session_id: str) -> bool:
-        """Whether a session lives here."""
-        return session_id in self._sessions
+        """Whether a session lives here, or is being opened."""
+        return session_id in self._sessions or session_id in self._opening
+
+    async def opened(self, session_id: str) -> None:
+        """Wait for a session that is being opened, however that ends."""
+        if (opening := self._opening.get(session_id)) is not None:
+            await opening.wait()
 
     async def run(
         self, syscall: Syscall, asked: ExecRun, heard: Callable[[str], None]
@@ -182,7 +191,7 @@ class SessionHost:
         try:
             async with session.turn:
                 if not session.process.is_alive:
-                    raise await self._lost(session, session.process.reason)
+                    raise await self._lost(session, session.process.reason, told=True)
                 return await self._ran(session, syscall, asked, heard)
         finally:
             session.waiting -= 1
@@ -200,7 +209,7 @@ class SessionHost:
         try:
             told = await session.process.run(run)
         except SessionEnded as ended:
-            raise await self._lost(session, str(ended)) from ended
+            raise await self._lost(session, str(ended), told=True) from ended
         finally:
             session.used_s = self._clock()
             await asyncio.shield(self._change(session, state="idle"))
@@ -259,13 +268,13 @@ class SessionHost:
             raise unknown(session_id)
         return session
 
-    async def _lost(self, session: Session, reason: str) -> SessionLost:
-        """End a session, have the fleet know why, and return what its agent hears."""
+    async def _lost(self, session: Session, reason: str, *, told: bool = False) -> SessionLost:
+        """End a session, have the fleet know why, and return what its agent hears (`told`)."""
         reason = session.process.reason or reason
         if self._sessions.pop(session.shown.id, None) is not None:
             await self._gone(session, reason)
             session.shown = replace(session.shown, state="lost", reason=reason)
-            await patiently(lambda: self._write(session.owner, session.shown))
+            await patiently(lambda: self._write(session.owner, session.shown, told=told))
         return lost(session.shown.id, reason)
 
     async def _gone(self, session: Session, reason: str) -> None:
@@ -279,9 +288,11 @@ class SessionHost:
         session.shown = replace(session.shown, used_at=now, **fields)
         await patiently(lambda: self._write(session.owner, session.shown, now))
 
-    async def _write(self, owner: Owner, shown: ExecSession, now: float | None = None) -> None:
+    async def _write(
+        self, owner: Owner, shown: ExecSession, now: float | None = None, *, told: bool = False
+    ) -> None:
         now = await self._records.now() if now is None else now
-        record = SessionRecord(shown, owner.agent, self.name, now)
+        record = SessionRecord(shown, owner.agent, self.name, now, now if told else 0.0)
         await self._records.write(owner.tenant, record)
 
     async def step(self) -> float:

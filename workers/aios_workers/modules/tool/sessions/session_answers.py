@@ -95,8 +95,18 @@ class SessionAnswers:
             if not lives:
                 record = await self._note_lost(owner.tenant, record)
         if record.session.state == "lost":
-            raise lost(session_id, record.session.reason)
+            raise await self._told(owner.tenant, record)
         return record
+
+    async def _told(self, tenant: str, record: SessionRecord) -> KernelError:
+        """Return what an agent hears of a lost session: why, once; then there is none."""
+        now = await self._records.now()
+        if record.is_spare(now):
+            await self._records.forget(tenant, record.session.id)
+            return unknown(record.session.id)
+        if not record.told_at:
+            await self._records.write(tenant, replace(record, told_at=now))
+        return lost(record.session.id, record.session.reason)
 
     async def _note_lost(self, tenant: str, record: SessionRecord) -> SessionRecord:
         session = replace(record.session, state="lost", reason="its worker died")
@@ -104,10 +114,14 @@ class SessionAnswers:
         await self._records.write(tenant, found)
         return found
 
+    async def _died(self, tenant: str, record: SessionRecord) -> KernelError:
+        return await self._told(tenant, await self._note_lost(tenant, record))
+
     async def _listed(self, owner: Owner) -> ExecSessions:
         found = []
-        for record in await self._records.of_tenant(owner.tenant):
-            if record.agent != owner.agent:
+        records, now = await self._records.of_tenant(owner.tenant), await self._records.now()
+        for record in records:
+            if record.agent != owner.agent or record.is_spare(now):
                 continue
             one = record
             if one.session.state != "lost" and not await self._records.lives(one.host):
@@ -116,17 +130,19 @@ class SessionAnswers:
         return ExecSessions(tuple(found))
 
     async def _here(self, syscall: Syscall, heard: Callable[[str], None]) -> Result:
-        match syscall.body:
+        body = syscall.body
+        if not isinstance(body, ExecRun | ExecInterrupt | ExecReset | ExecClose):
+            raise ModuleError(f"{syscall.kind} names no session")
+        await self._host.opened(body.session)
+        match body:
             case ExecRun():
-                return await self._host.run(syscall, syscall.body, heard)
+                return await self._host.run(syscall, body, heard)
             case ExecInterrupt(session=session):
                 return await self._host.interrupt(syscall.owner, session)
             case ExecReset(session=session):
                 return await self._host.reset(syscall.owner, session)
             case ExecClose(session=session):
                 return await self._host.close_one(syscall.owner, session)
-            case _:
-                raise ModuleError(f"{syscall.kind} names no session")
 
     async def _elsewhere(
         self, record: SessionRecord, syscall: Syscall, heard: Callable[[str], None]
@@ -149,8 +165,7 @@ class SessionAnswers:
                 except TimeoutError:
                     if not await patiently(lambda: self._records.lives(record.host)):
                         has_ended = True
-                        noted = await patiently(lambda: self._note_lost(syscall.tenant, record))
-                        raise lost(record.session.id, noted.session.reason) from None
+                        raise await patiently(lambda: self._died(syscall.tenant, record)) from None
                     continue
                 if "out" in message:
                     heard(message["text"])
