@@ -81,7 +81,7 @@ class TerminalLines:
                 readline.write_history_file(file)
 
 
-class PipedLines:
+class ReadLines:
     """Lines of a file or a pipe."""
 
     is_terminal = False

@@ -8,7 +8,7 @@ import click
 from aios_broker.contract import exec as contract
 from aios_broker.contract.errors import UnknownSession
 from aios_cli.call import Fields, fields_of, option_of, text_or_stdin
-from aios_cli.exec_prompt import Lines, PipedLines, Prompt, TerminalLines
+from aios_cli.exec_prompt import Lines, ReadLines, Prompt, TerminalLines
 from aios_cli.session import (
     EXIT_CODES,
     EXIT_FAILED,
@@ -78,7 +78,7 @@ def _prompt(
             found = _known(me, session)
             if interpreter not in (None, found.interpreter):
                 raise click.UsageError(f"what runs in session {session} is {found.interpreter}")
-        lines: Lines = PipedLines()
+        lines: Lines = ReadLines()
         if sys.stdin.isatty():
             lines = TerminalLines(found.interpreter)
             stack.enter_context(lines.kept(current_config().state_dir))

@@ -318,12 +318,7 @@ class SessionHost:
             return f"it had more processes than it may: {limits.processes}"
         if memory > limits.memory_bytes:
             return f"it used more memory than it may: {limits.memory_bytes} bytes"
-        files, size = space_of(session.folder)
-        if files > MOST_SEEN:
-            return f"it had more files than it may: {MOST_SEEN}"
-        if size > limits.file_bytes:
-            return f"its files were larger than they may be: {limits.file_bytes} bytes"
-        return ""
+        return _files_reason(session)
 
     async def close(self) -> None:
         """End all sessions: their worker leaves."""
@@ -338,6 +333,15 @@ class SessionHost:
             await self._records.has_left(self.name)
         except Exception as error:  # noqa: BLE001  it is seen when its key is over
             logger.warning("the end of this worker's sessions is not told: %s", error)
+
+
+def _files_reason(session: Session) -> str:
+    files, size = space_of(session.folder)
+    if files > MOST_SEEN:
+        return f"it had more files than it may: {MOST_SEEN}"
+    if size > session.asked.limits.file_bytes:
+        return f"its files were larger than they may be: {session.asked.limits.file_bytes} bytes"
+    return ""
 
 
 def lost(session_id: str, reason: str) -> SessionLost:
