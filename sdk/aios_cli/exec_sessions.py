@@ -8,7 +8,7 @@ import click
 from aios_broker.contract import exec as contract
 from aios_broker.contract.errors import UnknownSession
 from aios_cli.call import Fields, fields_of, option_of, text_or_stdin
-from aios_cli.exec_prompt import Lines, ReadLines, Prompt, TerminalLines
+from aios_cli.exec_prompt import Lines, Prompt, ReadLines, TerminalLines
 from aios_cli.session import (
     EXIT_CODES,
     EXIT_FAILED,

@@ -312,13 +312,14 @@ class SessionHost:
         idle_s = self._clock() - session.used_s
         if not session.turn.locked() and not session.waiting and idle_s > session.asked.idle_s:
             return f"nothing was run in it for {session.asked.idle_s:g} s"
-        most = limits.processes + OWN_PROCESSES
-        count, memory = tree_use(session.process.pid, most)
-        if count > most:
-            return f"it had more processes than it may: {limits.processes}"
-        if memory > limits.memory_bytes:
-            return f"it used more memory than it may: {limits.memory_bytes} bytes"
-        return _files_reason(session)
+        if reason := _reason_of_processes(session):
+            return reason
+        files, size = space_of(session.folder)
+        if files > MOST_SEEN:
+            return f"it had more files than it may: {MOST_SEEN}"
+        if size > limits.file_bytes:
+            return f"its files were larger than they may be: {limits.file_bytes} bytes"
+        return ""
 
     async def close(self) -> None:
         """End all sessions: their worker leaves."""
@@ -335,12 +336,14 @@ class SessionHost:
             logger.warning("the end of this worker's sessions is not told: %s", error)
 
 
-def _files_reason(session: Session) -> str:
-    files, size = space_of(session.folder)
-    if files > MOST_SEEN:
-        return f"it had more files than it may: {MOST_SEEN}"
-    if size > session.asked.limits.file_bytes:
-        return f"its files were larger than they may be: {session.asked.limits.file_bytes} bytes"
+def _reason_of_processes(session: Session) -> str:
+    limits = session.asked.limits
+    most = limits.processes + OWN_PROCESSES
+    count, memory = tree_use(session.process.pid, most)
+    if count > most:
+        return f"it had more processes than it may: {limits.processes}"
+    if memory > limits.memory_bytes:
+        return f"it used more memory than it may: {limits.memory_bytes} bytes"
     return ""
 
 
