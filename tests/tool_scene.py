@@ -75,6 +75,28 @@ def say(words: list[str]) -> int:
 
 
 @tool
+def detach(path: str) -> bool:
+    """Detach a process; say whether it still runs when the test says so."""
+    if not path:
+        return False
+    between = os.fork()
+    if between == 0:
+        os.setsid()
+        detached = os.fork()
+        if detached == 0:
+            time.sleep(600)
+        note(path, str(detached))
+        os._exit(0)
+    os.waitpid(between, 0)
+    with open(path) as file:
+        detached = int(file.read())
+    while not os.path.exists(path + ".go"):
+        time.sleep(0.01)
+    with open(f"/proc/{detached}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+
+
+@tool
 def remember(text: str) -> list[str]:
     remember.__dict__.setdefault("seen", []).append(text)
     return remember.seen
@@ -149,7 +171,10 @@ def bomb(kind: str):
             return "closed"
     return kind
 '''
-NAMES = ("add", "note", "slow", "slow_again", "hold", "wipe", "say", "remember", "hang", "bomb")
+NAMES = (
+    *("add", "note", "slow", "slow_again", "hold", "wipe", "say", "detach", "remember", "hang"),
+    "bomb",
+)
 
 
 class ToolScene:

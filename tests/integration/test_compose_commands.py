@@ -31,6 +31,18 @@ SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(
 PROCESSES = ("scheduler", "llm-worker", "tool-worker", "state-worker", "api")
 API_PORT = "8471"  # in its container
 START_S = 60.0
+TOOLS = "/etc/aios/tools"  # in a tool worker's container
+MODULE = """
+from aios_sdk import tool
+
+@tool
+def add(a: int, b: int) -> int:
+    return a + b
+
+@tool(destructive=True)
+def wipe() -> None:
+    pass
+"""
 
 
 class Fleet:
@@ -45,6 +57,13 @@ class Fleet:
             self.secrets, config, redis=f"127.0.0.1:{self.redis_port}", postgres="unused:1"
         )
         (self.secrets / "database_url").write_text(database_url)
+        self._tools = folder / "tools"  # in place of deploy/tools
+        self._tools.mkdir()
+        (self._tools / "module_of_test.py").write_text(MODULE)
+        entry = '[tools."acme/{0}"]\nfunction = "module_of_test:{0}"\npath = "{1}"\n'
+        (self._tools / "tools.toml").write_text(
+            "".join(entry.format(name, self._tools) for name in ("add", "wipe"))
+        )
 
     def read(self, name: str) -> str:
         return (self.secrets / name).read_text().strip()
@@ -107,6 +126,7 @@ class Fleet:
         return (
             text.replace(API_PORT, str(self.api_port))
             .replace("/var/lib/aios/audit", audit)
+            .replace(TOOLS, str(self._tools))
             .replace("0.0.0.0", "127.0.0.1")
         )
 
@@ -129,6 +149,9 @@ def test_the_fleet_works_as_it_is_written_down(tmp_path: Path, database_url: str
         with Agent("ada", url=fleet.read("redis_url_client")) as ada:
             assert ada.llm.chat("Hello", max_tokens=3).text
             assert ada.access.whoami().agent == "ada"
+            assert ada.tool.call("acme/add", {"a": 40, "b": 2}).value == 42
+            wiping = ada.tool.call.start("acme/wipe")  # with the key there is somebody to ask
+            wait_until(lambda: wiping.status().state == "parked", START_S)
         users = {client["user"] for client in boss.client_list()}
         processes = {user_name(role, Keys()) for role in ("scheduler", "worker", "api")}
         assert users == {"default", *processes}

@@ -207,6 +207,17 @@ async def test_what_a_removed_tool_was_limited_by_goes_with_it(
     assert await Admission(caller.functions).resources("tool") == []
 
 
+async def test_limits_without_a_card_go_with_the_next_look(caller: Caller) -> None:
+    """A call has written them down, and its tool was removed before its card was shown."""
+    cards, limits = ToolCards(caller.connection, Keys()), Keys().own("tool_limits:tool")
+    await caller.connection.execute("HSET", limits, "me/removed", "1 0 0", "me/new", "2 0 0")
+    await cards.show(ToolCard(name="you/other", parallel=ParallelLimits(tool=3), source="there"))
+
+    await cards.keep("here", ("me/new",))  # which is described, and not shown yet
+
+    assert sorted(await caller.connection.execute("HKEYS", limits)) == [b"me/new", b"you/other"]
+
+
 async def test_a_changed_limit_holds_from_the_next_claim_on(
     scene: ToolScene, caller: Caller
 ) -> None:

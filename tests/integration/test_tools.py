@@ -187,6 +187,22 @@ async def test_what_a_tool_leaves_running_is_ended(tools: ToolScene, caller: Cal
     await wait_until_async(lambda: len(processes()) == SERVERS, LOADED_S)
 
 
+async def test_the_end_of_a_call_ends_nothing_that_another_one_has_detached(
+    open_tools: ToolScene, caller: Caller
+) -> None:
+    path = str(open_tools.told)
+    [detached] = await caller.submit(ToolRun("me/detach", {"path": path}))
+    await wait_until_async(lambda: len(open_tools.lines()) == 1, LOADED_S)
+    assert await value(caller, "detach", path="") is False  # it has ended, in the same server
+
+    open_tools.folder.joinpath("told.txt.go").write_text("")
+    reply = await caller.hear(detached)
+
+    assert msgspec.structs.asdict(reply.unwrap())["value"] is True
+    [pid] = open_tools.lines()
+    await wait_until_async(lambda: not Path(f"/proc/{pid}").exists())
+
+
 async def test_no_process_and_no_file_is_left_when_the_worker_leaves(
     scene: ToolScene, caller: Caller, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from tests.mutants.catalogue import Mutant
 AGENTS_TEST = "tests/integration/test_exec_agents.py"
 SESSIONS_TEST = "tests/integration/test_exec_sessions.py"
 SDK = "sdk/aios_sdk/exec_session.py"
+TOOLS = "workers/aios_workers/modules/tool/"
 SESSIONS = "workers/aios_workers/modules/tool/sessions/"
 
 EXEC_MUTANTS = (
@@ -49,5 +50,20 @@ EXEC_MUTANTS = (
         "        await self._host.opened(body.session)\n",
         "",
         SESSIONS_TEST + "::test_what_is_sent_to_a_session_that_opens_waits_for_it",
+    ),
+    Mutant(
+        "tool module: no call ends what another one has detached",
+        TOOLS + "process/__main__.py",
+        "                self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)\n",
+        "",
+        "tests/integration/test_tools.py"
+        "::test_the_end_of_a_call_ends_nothing_that_another_one_has_detached",
+    ),
+    Mutant(
+        "tool module: limits without a card go",
+        "broker/aios_broker/queues/tool_cards.py",
+        "        if left := [name for name in limited if name.decode() not in known]:\n",
+        "        if left := []:\n",
+        "tests/integration/test_tool_limits.py::test_limits_without_a_card_go_with_the_next_look",
     ),
 )

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import stat
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from aios_broker.config import FILE_SUFFIX, SECRET_VARIABLES, KernelConfig, variables_of
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.scheduler.config import SchedulerConfig
+from aios_broker.tool_catalogue import read_tools
 from aios_cli.deployment import write_secrets
 from aios_kernel_api.config import ApiConfig
 from aios_workers.config import WorkerConfig
@@ -75,8 +77,11 @@ def test_it_waits_for_services_that_say_when_they_are_ready(name: str) -> None:
     for needed, how in SERVICES[name]["depends_on"].items():
         if how["condition"] == "service_healthy":
             assert "healthcheck" in SERVICES[needed]
+        elif needed == "migrate":
+            assert how["condition"] == "service_completed_successfully"
         else:
-            assert (needed, how["condition"]) == ("migrate", "service_completed_successfully")
+            assert (name, needed) == ("tool-worker", "state-worker")
+            assert how["condition"] == "service_started"
 
 
 def test_the_database_login_is_no_superuser(tmp_path: Path) -> None:
@@ -159,11 +164,33 @@ def test_the_border_has_limits() -> None:
 
 
 def test_the_audit_logs_key_is_in_a_volume_that_the_database_has_not() -> None:
-    worker = SERVICES["state-worker"]
+    worker, tool_worker = SERVICES["state-worker"], SERVICES["tool-worker"]
     assert f"audit:{worker['environment']['AIOS_AUDIT_DIR']}" in worker["volumes"]
+    # It is made by the one, and only read by the other.
+    assert f"audit:{tool_worker['environment']['AIOS_AUDIT_DIR']}:ro" in tool_worker["volumes"]
+    assert "state-worker" in tool_worker["depends_on"]
     assert [name for name, one in SERVICES.items() if "audit:" in str(one.get("volumes"))] == [
-        "state-worker"
+        "tool-worker",
+        "state-worker",
     ]
+
+
+def test_tool_workers_have_the_file_of_tools_and_only_read_it() -> None:
+    worker = SERVICES["tool-worker"]
+    [(here, there, how)] = [
+        tuple(volume.split(":")) for volume in worker["volumes"] if volume.startswith("./")
+    ]
+    tools = Path(worker["environment"]["AIOS_TOOLS"])
+    assert (tools.parent.as_posix(), how) == (there, "ro")
+    file = ROOT / here / tools.name
+    found = read_tools(file)
+    assert (dict(found.tools), dict(found.problems)) == ({}, {})
+    # What it shows is right, too.
+    shown = re.findall(r"^#   (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    entries = tomllib.loads("\n".join(shown))["tools"]
+    assert set(entries) == {"acme/report", "acme/add"}
+    places = [entry.get("folder", entry.get("path")) for entry in entries.values()]
+    assert all(Path(place).is_relative_to(there) for place in places)
 
 
 def test_the_servers_keep_their_data_and_are_not_open_to_the_network() -> None:

@@ -35,16 +35,25 @@ class ToolCards:
 
     async def show(self, card: ToolCard) -> None:
         """Write a card; its limits count from the next claim on."""
+        # First the card: limits without one are taken for those of a tool that was removed.
+        await self._connection.execute("HSET", self._key, card.name, msgspec.json.encode(card))
         if card.parallel == ParallelLimits():
             await self._connection.execute("HDEL", self._limits, card.name)
         else:
             await self._connection.execute("HSET", self._limits, card.name, limits_of(card))
-        await self._connection.execute("HSET", self._key, card.name, msgspec.json.encode(card))
 
     async def keep(self, source: str, names: Collection[str]) -> None:
-        """Take away the cards of a source whose tools it describes no more."""
-        gone = [card.name for card in await self.all() if _is_gone(card, source, names)]
-        await self.forget(gone)
+        """Take away the cards of a source whose tools it describes no more, and their limits.
+
+        Limits of a tool that has no card go, too: a call has written them, and the tool was removed
+        before its card was shown. Should it be another source's, its next call writes them anew.
+        """
+        limited = await self._connection.execute("HKEYS", self._limits)
+        cards = await self.all()
+        await self.forget([card.name for card in cards if _is_gone(card, source, names)])
+        known = {*names, *[card.name for card in cards]}
+        if left := [name for name in limited if name.decode() not in known]:
+            await self._connection.execute("HDEL", self._limits, *left)
 
     async def forget(self, names: Iterable[str]) -> None:
         """Take cards away."""

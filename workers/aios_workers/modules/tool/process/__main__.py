@@ -158,6 +158,9 @@ class Server:
                 for other in self._calls.values():
                     other.close()
                 self._libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                # What it detaches stays below it for as long as it runs, and only then comes to the
+                # server: what comes there is of calls that have ended, and of no other.
+                self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
                 if os.getppid() == server:
                     calls.be_call(call, self._function, request)
             finally:
@@ -201,7 +204,7 @@ class Server:
 
 
 def end_orphans(kept: set[int]) -> None:
-    """End the children of this process that are no calls: what calls have left behind."""
+    """End the children of this process that are no calls: what calls that ended have left."""
     until = time.monotonic() + ORPHANS_LIMIT_S
     path = f"/proc/self/task/{os.getpid()}/children"
     while time.monotonic() < until:
