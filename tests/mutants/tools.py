@@ -117,6 +117,20 @@ TOOL_MUTANTS = (
         "tests/integration/test_exec_sessions.py::test_a_bomb_ends_its_session_alone",
     ),
     Mutant(
+        "tool module: a tool's process joins its group",
+        "workers/aios_workers/modules/tool/sandbox/task_groups.py",
+        '_JOIN = \'echo $$ > "$0" && exec "$@"\'\n',
+        "_JOIN = 'exec \"$@\"'\n",
+        "tests/integration/test_task_groups.py::test_a_group_bounds_all_below_it",
+    ),
+    Mutant(
+        "tool module: a sandbox bounds its tasks",
+        FOLDER + "process/tasks.py",
+        "        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))\n",
+        "",
+        "tests/integration/test_task_groups.py::test_an_ordinary_users_sandbox_bounds_itself",
+    ),
+    Mutant(
         "tool module: a call runs in a process of its own",
         FOLDER + "process/__main__.py",
         "        pid = os.fork()\n",

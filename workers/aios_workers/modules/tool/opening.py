@@ -31,6 +31,7 @@ from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.registry import ToolRegistry
 from aios_workers.modules.tool.running import Launch, Sandbox, ToolRunner
 from aios_workers.modules.tool.sandbox.bubblewrap import chosen_sandbox
+from aios_workers.modules.tool.sandbox.task_groups import BoundedTasks, open_task_groups
 from aios_workers.modules.tool.sessions.opening import open_sessions
 from aios_workers.modules.tool.sessions.session_answers import SessionAnswers
 
@@ -63,13 +64,17 @@ async def open_tools(
         stack: Closes what is opened.
     """
     folder = stack.enter_context(work_folder())
+    sandbox = chosen_sandbox(config.tool_sandbox, (config.state_dir,))
+    if (groups := open_task_groups()) is not None:
+        stack.callback(groups.sweep)  # when all that runs has ended
+        sandbox = BoundedTasks(sandbox, groups)
     registry = open_registry(
         config.tools_path,
         config.state_dir,
         environ,
         folder,
         source=config.tools_source,
-        sandbox=chosen_sandbox(config.tool_sandbox, (config.state_dir,)),
+        sandbox=sandbox,
     )
     stack.push_async_callback(registry.close)
     stores = await stack.enter_async_context(AsyncExitStack())  # closed after all that writes

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from aios_workers.modules.tool.process import loading
+from aios_workers.modules.tool.process.tasks import bound_tasks
 
 CHUNK = 1 << 16
 EXTRA_BYTES = 64 * 1024  # of a result beside its value: what it raised
@@ -193,6 +194,7 @@ def bind(limits: Mapping[str, Any]) -> None:
         if most != resource.RLIM_INFINITY:
             wanted = (min(soft, most), min(hard, most))
         resource.setrlimit(kind, wanted)
+    bound_tasks(limits["processes"])
 
 
 def outcome(

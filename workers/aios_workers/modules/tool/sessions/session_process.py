@@ -363,9 +363,10 @@ async def _spawned(
     theirs: socket.socket,
     outputs: tuple[_Output, _Output],
 ) -> asyncio.subprocess.Process:
-    card = ToolCard(
-        name=f"exec/{asked.interpreter}", limits=RunLimits(file_bytes=asked.limits.file_bytes)
+    limits = RunLimits(
+        file_bytes=asked.limits.file_bytes, processes=asked.limits.processes + OWN_PROCESSES
     )
+    card = ToolCard(name=f"exec/{asked.interpreter}", limits=limits)
     program = ToolProgram(card, "", Path(launch.command[0]), ())
     confined = sandbox.confined(program, launch)
     try:

@@ -18,7 +18,8 @@ _PACKAGES = os.path.dirname(os.path.abspath(__file__)).partition("/aios_workers/
 sys.dont_write_bytecode = True
 sys.path.insert(0, _PACKAGES)
 
-from aios_workers.modules.tool.sessions.interpreter.line import Line  # noqa: E402  from there alone
+from aios_workers.modules.tool.process.tasks import bound_tasks  # noqa: E402  from there alone
+from aios_workers.modules.tool.sessions.interpreter.line import Line  # noqa: E402
 from aios_workers.modules.tool.sessions.interpreter.python_runs import PythonRuns  # noqa: E402
 from aios_workers.modules.tool.sessions.interpreter.shell_runs import ShellRuns  # noqa: E402
 
@@ -69,6 +70,7 @@ def bind(limits: dict[str, Any]) -> None:
         _, hard = resource.getrlimit(kind)
         wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (wanted, wanted))
+    bound_tasks(limits["processes"])
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write fails, and no process dies
 
 
