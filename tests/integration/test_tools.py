@@ -59,15 +59,16 @@ async def open_tools(scene: ToolScene, caller: Caller) -> AsyncIterator[ToolScen
         yield scene
 
 
-def processes() -> set[int]:
-    """Return the processes that run tools: their servers, and the calls below them."""
+def processes(scene: ToolScene) -> set[int]:
+    """Return the processes that run a scene's tools: their servers, and the calls below them."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes()
         except OSError:
             continue
-        if b"modules/tool/process/__main__.py" in command and b"functions_of_test" in command:
+        of_scene = str(scene.folder).encode() in command
+        if of_scene and b"modules/tool/process/__main__.py" in command:
             found.add(int(path.parent.name))
     return found
 
@@ -182,9 +183,9 @@ async def test_what_a_tool_prints_is_cut_and_made_text(tools: ToolScene, caller:
 async def test_what_a_tool_leaves_running_is_ended(tools: ToolScene, caller: Caller) -> None:
     # The one that forks calls is left, and nothing below it, when all tools have been described.
     assert await value(caller, "bomb", kind="fine") == "fine"
-    await wait_until_async(lambda: len(processes()) == SERVERS, LOADED_S)
+    await wait_until_async(lambda: len(processes(tools)) == SERVERS, LOADED_S)
     assert await value(caller, "bomb", kind="daemon") == "forked"
-    await wait_until_async(lambda: len(processes()) == SERVERS, LOADED_S)
+    await wait_until_async(lambda: len(processes(tools)) == SERVERS, LOADED_S)
 
 
 async def test_the_end_of_a_call_ends_nothing_that_another_one_has_detached(
@@ -211,8 +212,8 @@ async def test_no_process_and_no_file_is_left_when_the_worker_leaves(
     monkeypatch.setattr("aios_workers.modules.tool.opening.gettempdir", lambda: str(work))
     async with scene.worker(caller.url):
         await value(caller, "add", a=1)
-        assert processes()
-    assert processes() == set()
+        assert processes(scene)
+    assert processes(scene) == set()
     assert list(work.iterdir()) == []
 
 
@@ -410,5 +411,5 @@ async def test_a_hundred_bombs_leave_the_worker_as_it_was(tools: ToolScene, call
         reply = await caller.hear(syscall_id)
         assert reply.error is None or reply.error.code.startswith("tool-"), reply
         assert await value(caller, "bomb", kind="fine") == "fine"
-    await wait_until_async(lambda: len(processes()) == SERVERS, LOADED_S)
+    await wait_until_async(lambda: len(processes(tools)) == SERVERS, LOADED_S)
     assert mounts() == before

@@ -66,7 +66,7 @@ async def open_tools(
     folder = stack.enter_context(work_folder())
     sandbox = chosen_sandbox(config.tool_sandbox, (config.state_dir,))
     if (groups := open_task_groups()) is not None:
-        stack.callback(groups.sweep)  # when all that runs has ended
+        stack.push_async_callback(groups.close)  # when all that runs has ended
         sandbox = BoundedTasks(sandbox, groups)
     registry = open_registry(
         config.tools_path,

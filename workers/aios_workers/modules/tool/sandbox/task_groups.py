@@ -5,9 +5,10 @@ machine has for processes, and nobody else can start one. Linux itself refuses t
 Sources: Linux, admin-guide/cgroup-v1/pids and admin-guide/cgroup-v2 ("PID").
 """
 
+import asyncio
 import contextlib
-import itertools
 import os
+import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from aios_workers.modules.tool.running import Launch, Sandbox, ToolProgram
 
 NAME = "aios-tasks-"
 UNUSED_S = 120.0  # so old an empty group is one whose processes have ended
+CLOSE_LIMIT_S = 2.0  # processes that were killed take a moment to be gone
+CLOSE_STEP_S = 0.01
 _GROUPS = Path("/sys/fs/cgroup")
 _JOIN = 'echo $$ > "$0" && exec "$@"'
 
@@ -29,7 +32,6 @@ class TaskGroups:
     def __init__(self, parent: Path) -> None:
         """Make groups below a group that this process may write to."""
         self._parent = parent
-        self._numbers = itertools.count(1)
         self._made: dict[Path, float] = {}
 
     def joining(self, most: int, command: Sequence[str]) -> tuple[str, ...]:
@@ -39,7 +41,7 @@ class TaskGroups:
             OSError: The group cannot be made.
         """
         self.sweep(UNUSED_S)
-        group = self._parent / f"{NAME}{os.getpid()}-{next(self._numbers)}"
+        group = self._parent / f"{NAME}{os.getpid()}-{secrets.token_hex(6)}"
         group.mkdir()
         self._made[group] = time.monotonic()
         (group / "pids.max").write_text(str(most))
@@ -51,6 +53,14 @@ class TaskGroups:
         for group in [group for group, made in self._made.items() if made <= before]:
             if _removed(group):
                 del self._made[group]
+
+    async def close(self) -> None:
+        """Remove all groups; what still runs in one is left to the next worker that starts."""
+        until = time.monotonic() + CLOSE_LIMIT_S
+        self.sweep()
+        while self._made and time.monotonic() < until:
+            await asyncio.sleep(CLOSE_STEP_S)
+            self.sweep()
 
 
 @dataclass(frozen=True, slots=True)
