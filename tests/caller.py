@@ -50,6 +50,8 @@ def chat(text: str, **options: object) -> LlmChat:
 class Caller:
     """Submits syscalls and hears the replies."""
 
+    patience_s = TIMEOUT_S  # until a reply has to be there
+
     def __init__(self, url: str) -> None:
         self.url = url
         self.connection = Connection(url)
@@ -105,7 +107,7 @@ class Caller:
 
     async def hear_all(self, ids: Sequence[str]) -> list[Reply]:
         """Wait until all have their reply, keep what else comes; fail on a second reply."""
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(self.patience_s):
             while not all(each in self.replies for each in ids):
                 for data in await self._box.take(timeout_s=0.5):
                     message = decode_wire(data)

@@ -273,7 +273,7 @@ BOMBS = {
     "socket": (
         "import os\nfor n in range(3, 64):\n    try: os.write(n, b'\\xff' * 64)\n"
         "    except OSError: pass\nimport time; time.sleep(600)",
-        "its interpreter ended",
+        "it sent what no session sends",
     ),
 }
 

@@ -4,6 +4,7 @@ from tests.mutants.catalogue import Mutant
 
 AGENTS_TEST = "tests/integration/test_exec_agents.py"
 SESSIONS_TEST = "tests/integration/test_exec_sessions.py"
+ESCAPES_TEST = "tests/integration/test_exec_escapes.py"
 SDK = "sdk/aios_sdk/exec_session.py"
 TOOLS = "workers/aios_workers/modules/tool/"
 SESSIONS = "workers/aios_workers/modules/tool/sessions/"
@@ -65,5 +66,33 @@ EXEC_MUTANTS = (
         "        if left := [name for name in limited if name.decode() not in known]:\n",
         "        if left := []:\n",
         "tests/integration/test_tool_limits.py::test_limits_without_a_card_go_with_the_next_look",
+    ),
+    Mutant(
+        "exec: who sends without end is ended",
+        SESSIONS + "session_process.py",
+        "        if self._messages > MOST_REFUSED + MOST_CALLS:\n",
+        "        if False:\n",
+        ESCAPES_TEST + "::test_a_flood_between_runs_ends_its_session",
+    ),
+    Mutant(
+        "exec: an interrupt waits for no reader",
+        SESSIONS + "session_process.py",
+        '        self._line.post({"interrupt": self._run.number})\n',
+        '        await self._line.send({"interrupt": self._run.number})\n',
+        ESCAPES_TEST + "::test_one_that_reads_nothing_is_ended_in_time",
+    ),
+    Mutant(
+        "exec: a message has so many values",
+        SESSIONS + "session_process.py",
+        "        if has_more_values(data, MOST_VALUES):\n",
+        "        if False:\n",
+        ESCAPES_TEST + "::test_a_broken_message_ends_its_session_alone",
+    ),
+    Mutant(
+        "exec: a message that is too deep is none",
+        SESSIONS + "session_process.py",
+        "(msgspec.MsgspecError, UnicodeDecodeError, RecursionError)",
+        "(msgspec.MsgspecError, UnicodeDecodeError)",
+        ESCAPES_TEST + "::test_a_broken_message_ends_its_session_alone",
     ),
 )

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,15 +22,20 @@ from msgspec import Struct
 
 from aios_broker.contract.errors import SandboxUnavailable, ToolUnavailable
 from aios_broker.contract.exec import ExecFailure, ExecOpen
+from aios_broker.contract.json_text import has_more_values
 from aios_broker.contract.tools import RunLimits, ToolCard
 from aios_workers.modules.tool.running import Launch, Sandbox, ToolProgram
-from aios_workers.modules.tool.sessions.session_calls import SessionCalls
+from aios_workers.modules.tool.sessions.session_calls import MOST_CALLS, SessionCalls
 from aios_workers.modules.tool.sessions.stubs import kernel_source
 from aios_workers.modules.tool.tool_process import PACKAGE, kill
 
 MAIN = Path(__file__).with_name("interpreter") / "__main__.py"
 LENGTH = struct.Struct(">I")
 MOST_BYTES = 16 * 1024 * 1024  # of a message
+MOST_VALUES = 1_000_000  # of a message: what has more takes the worker's time
+MOST_UNANSWERED = 64  # calls; whoever makes more waits
+MOST_REFUSED = 10_000  # messages beyond the calls that a run may make, and while nothing runs
+LONG_S, SHARE = 0.005, 3  # who takes longer to be read waits for three times as long
 CHUNK = 1 << 16
 START_LIMIT_S = 30.0
 GRACE_S = 3.0  # from an interrupt to the end
@@ -38,6 +44,10 @@ OWN_PROCESSES = 4  # of the sandbox and the interpreter
 
 class SessionEnded(Exception):
     """The process is gone; says why."""
+
+
+class NoMessage(ConnectionError):
+    """It sent what no session sends; says what."""
 
 
 class RunEnding(Struct, frozen=True):
@@ -78,7 +88,8 @@ class SessionProcess:
         self._loop = asyncio.get_running_loop()
         self._told: asyncio.Future[RunEnding] = self._loop.create_future()
         self._ready = asyncio.Event()
-        self._answering: set[asyncio.Task[None]] = set()
+        self._answering: dict[asyncio.Task[None], int] = {}  # and the bytes of what was asked
+        self._messages = 0  # since the last run began
         for at, output in enumerate(outputs):
             output.listen(partial(self._printed, at))
         self._reading = asyncio.create_task(self._read())
@@ -158,9 +169,9 @@ class SessionProcess:
             SessionEnded: The process is gone.
         """
         self._told = self._loop.create_future()
-        self._run = run
+        self._run, self._messages = run, 0
         try:
-            await self._line.send({"run": run.number, "code": run.code})
+            self._line.post({"run": run.number, "code": run.code})
             if not await self._has_ended(run.timeout_s):
                 run.timed_out = True
                 await self._settled(f"it ran for longer than {run.timeout_s:g} s")
@@ -205,8 +216,7 @@ class SessionProcess:
         """Interrupt what runs; return whether something does."""
         if self._run is None:
             return False
-        with contextlib.suppress(ConnectionError):
-            await self._line.send({"interrupt": self._run.number})
+        self._line.post({"interrupt": self._run.number})
         return True
 
     async def end(self, reason: str) -> None:
@@ -215,12 +225,12 @@ class SessionProcess:
         kill(self._process)
         await self._process.wait()
         self._line.close()
+        for task in self._answering:
+            task.cancel()
         if self._reading is not asyncio.current_task():
             await asyncio.wait([self._reading])
         for output in self._outputs:
             output.close()
-        for task in self._answering:
-            task.cancel()
 
     def _printed(self, at: int, text: str) -> None:
         run = self._run
@@ -234,19 +244,31 @@ class SessionProcess:
             run.heard(kept)
 
     async def _read(self) -> None:
-        with contextlib.suppress(
-            ConnectionError, asyncio.IncompleteReadError, msgspec.MsgspecError, UnicodeDecodeError
-        ):
+        try:
             while True:
-                self._hear(await self._line.received())
+                message, size = await self._line.received()
+                self._hear(message, size)
+                while len(self._answering) >= MOST_UNANSWERED or (
+                    sum(self._answering.values()) > MOST_BYTES
+                ):
+                    await asyncio.wait(self._answering, return_when=asyncio.FIRST_COMPLETED)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self.reason = self.reason or "it sent what no session sends: no message"
+        except NoMessage as error:
+            self.reason = self.reason or f"it sent what no session sends: {error}"
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # it has ended
 
-    def _hear(self, message: dict[str, Any]) -> None:
-        """Take a message; one that is none of ours ends the reading.
+    def _hear(self, message: dict[str, Any], size: int) -> None:
+        """Take a message.
 
         Raises:
-            ConnectionError: It is none that its process would send.
+            NoMessage: It is none that its process would send; `msgspec.ValidationError`.
         """
         run = self._run
+        self._messages += 1
+        if self._messages > MOST_REFUSED + MOST_CALLS:
+            raise NoMessage("more messages than it may")
         if "ready" in message:
             self._ready.set()
         elif run is None:
@@ -257,10 +279,10 @@ class SessionProcess:
                 self._told.set_result(told)
         elif isinstance(number := message.get("call"), int):
             task = asyncio.create_task(self._answer(run.calls, number, message.get("body")))
-            self._answering.add(task)
-            task.add_done_callback(self._answering.discard)
+            self._answering[task] = size
+            task.add_done_callback(self._answering.pop)
         else:
-            raise ConnectionError("a message that no session sends")
+            raise NoMessage("one of no kind")
 
     async def _answer(self, calls: SessionCalls, number: int, body: object) -> None:
         answer = await calls.answer(body)
@@ -276,18 +298,33 @@ class _Line:
         self._writer = writer
 
     async def send(self, message: Mapping[str, Any]) -> None:
-        data = msgspec.json.encode(message)
-        self._writer.write(LENGTH.pack(len(data)) + data)
+        self.post(message)
         await self._writer.drain()
 
-    async def received(self) -> dict[str, Any]:
+    def post(self, message: Mapping[str, Any]) -> None:
+        """Send without waiting: also to one that reads nothing."""
+        data = msgspec.json.encode(message)
+        self._writer.write(LENGTH.pack(len(data)) + data)
+
+    async def received(self) -> tuple[dict[str, Any], int]:
+        """Return a message, and its bytes.
+
+        Raises:
+            NoMessage: It is none; `msgspec.MsgspecError`, `RecursionError`.
+        """
         (size,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
         if size > MOST_BYTES:
-            raise ConnectionError("a message that is too long")
-        message = msgspec.json.decode(await self._reader.readexactly(size))
+            raise NoMessage("one that is too long")
+        data = await self._reader.readexactly(size)
+        began_s = time.monotonic()
+        if has_more_values(data, MOST_VALUES):
+            raise NoMessage("one with too many values")
+        message = msgspec.json.decode(data)
         if not isinstance(message, dict):
-            raise ConnectionError("a message that is none")
-        return message
+            raise NoMessage("no object")
+        if (took_s := time.monotonic() - began_s) > LONG_S:
+            await asyncio.sleep(SHARE * took_s)  # others have the loop meanwhile
+        return message, size
 
     def close(self) -> None:
         self._writer.close()
