@@ -86,6 +86,9 @@ def _storage(world: World, owner: str | None) -> Iterator[Body]:
         for content in ("", "other", "two", "third"):
             yield storage.StorageWrite(path, content, **of)
         yield storage.StorageAppend(path, "more", **of)
+        for content in (None, "two", "other"):
+            changes = (storage.FileChange("/made.txt", "x"), storage.FileChange(path, content))
+            yield storage.StorageApply(changes, **of)
         yield storage.StorageLock(path, ttl_s=0.001, **of)
         yield storage.StorageUnlock(path, **of)
         yield storage.StorageRollback(path, version=1, **of)

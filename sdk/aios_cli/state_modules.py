@@ -210,6 +210,11 @@ FILES = {
         stands_for=("content", "encoding"),
         make=_with_content,
     ),
+    "apply": Operation(
+        storage.StorageApply,
+        "Write and delete several files, all or none; a person may be asked first.",
+        words={"changes": "Of each file: path, and content unless it goes"},
+    ),
     "ls": Operation(storage.StorageList, "List a directory.", ("path",)),
     "stat": Operation(
         storage.StorageStat, "Show what is known of a file or a directory.", ("path",)

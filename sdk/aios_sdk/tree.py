@@ -7,7 +7,7 @@ one; which of the two a tree is stands in its type, so that type checkers know i
 from collections.abc import Callable
 from typing import Generic, Self, TypeVar, overload
 
-from aios_broker.contract import access, exec, memory, storage, tools
+from aios_broker.contract import access, exec, memory, storage, tools, workspace
 from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.llm import ContextClear, ContextGet, ContextSummarise
 from aios_broker.contract.reply import (
@@ -145,6 +145,9 @@ class Exec(Tree[Side]):
     reset = Kind(exec.ExecReset, exec.ExecSession)
     close = Kind(exec.ExecClose, exec.ExecSession)
     list = Kind(exec.ExecList, exec.ExecSessions)
+    changes = Kind(exec.ExecChanges, workspace.WorkspaceChanges)
+    commit = Kind(exec.ExecCommit, workspace.WorkspaceChanges)
+    discard = Kind(exec.ExecDiscard, workspace.WorkspaceChanges)
 
 
 class Memory(Tree[Side]):
@@ -177,6 +180,7 @@ class Storage(Tree[Side]):
     read = Kind(storage.StorageRead, storage.Content)
     write = Kind(write_body, storage.Entry)
     append = Kind(append_body, storage.Entry)
+    apply = Kind(storage.StorageApply, storage.Entries)
     list = Kind(storage.StorageList, storage.Entries)
     stat = Kind(storage.StorageStat, storage.Entry)
     move = Kind(storage.StorageMove, storage.Entry)

@@ -48,6 +48,7 @@ def test_what_may_wait_for_a_person_is_what_declares_it() -> None:
         "memory.unshare": ("unshare",),
         "storage.write": ("overwrite",),
         "storage.append": ("overwrite",),
+        "storage.apply": ("delete", "overwrite"),
         "storage.move": ("delete", "unshare"),
         "storage.copy": ("overwrite",),
         "storage.delete": ("delete",),

@@ -76,6 +76,7 @@ NAMES = {
     "Diff",
     "Entries",
     "Entry",
+    "FileChange",
     "FileVersion",
     "FileVersions",
     "Found",

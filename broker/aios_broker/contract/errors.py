@@ -34,6 +34,7 @@
     │   ├── ToolUnavailable          a tool cannot be loaded here; nothing of it ran
     │   ├── UnknownSession           the agent has no exec session of that id
     │   ├── SessionBusy              too many runs wait for the exec session
+    │   ├── WorkspaceLimit           a workspace has more files or bytes than it may
     │   ├── SandboxUnavailable       this machine cannot keep in what was to run
     │   ├── ApprovalDenied           a person refused it
     │   └── ApprovalExpired          nobody decided in time
@@ -289,6 +290,10 @@ class SessionBusy(Rejected):
     """So many runs wait for this exec session that no other is taken."""
 
     retryable = True
+
+
+class WorkspaceLimit(Rejected):
+    """More files or bytes than a workspace, or one commit of it, may have; both are told."""
 
 
 class SandboxUnavailable(Rejected):

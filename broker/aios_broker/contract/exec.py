@@ -11,6 +11,7 @@ from msgspec import Meta, Struct, field
 
 from aios_broker.contract.names import Name, Request, Row, Text
 from aios_broker.contract.tools import MadeFile, SandboxKind, ToolName
+from aios_broker.contract.workspace import Manifest, Patterns, WorkspaceChanges
 
 SessionId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]  # of the syscall that opened it
 Interpreter = Literal["python", "shell"]
@@ -38,6 +39,7 @@ class ExecOpen(Request, frozen=True, tag="exec.open"):
     limits: SessionLimits = field(default_factory=SessionLimits)
     # Those that code inside may call; None: all that the agent may.
     tools: Annotated[Row[ToolName], Meta(max_length=64)] | None = None
+    workspace: Manifest = field(default_factory=Manifest)  # files of storage that it begins with
 
 
 class ExecRun(Request, frozen=True, tag="exec.run"):
@@ -70,7 +72,30 @@ class ExecList(Request, frozen=True, tag="exec.list"):
     """List the agent's sessions."""
 
 
-ExecBody = ExecOpen | ExecRun | ExecInterrupt | ExecReset | ExecClose | ExecList
+class ExecChanges(Request, frozen=True, tag="exec.changes"):
+    """Tell what differs in a session's folder from its manifest; in its turn, as a run."""
+
+    session: SessionId
+    paths: Patterns = ()  # only these
+    diff: bool = True
+
+
+class ExecCommit(Request, frozen=True, tag="exec.commit"):
+    """Write what differs to storage, all or none; overwriting and deleting wait for a person."""
+
+    session: SessionId
+    paths: Patterns = ()  # only these
+
+
+class ExecDiscard(Request, frozen=True, tag="exec.discard"):
+    """Put a session's files back to how the manifest has them."""
+
+    session: SessionId
+    paths: Patterns = ()  # only these
+
+
+WorkspaceBody = ExecChanges | ExecCommit | ExecDiscard
+ExecBody = ExecOpen | ExecRun | ExecInterrupt | ExecReset | ExecClose | ExecList | WorkspaceBody
 
 
 # What comes back.
@@ -124,4 +149,4 @@ class ExecOutcome(Struct, frozen=True, omit_defaults=True, tag="exec.run"):
     calls: int = 0  # syscalls that its code made
 
 
-ExecResult = ExecSession | ExecSessions | ExecOutcome
+ExecResult = ExecSession | ExecSessions | ExecOutcome | WorkspaceChanges

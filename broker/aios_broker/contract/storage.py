@@ -18,6 +18,7 @@ from aios_broker.contract.names import (
     Name,
     Query,
     Request,
+    Row,
     SearchMode,
     Text,
     Ttl,
@@ -26,6 +27,7 @@ from aios_broker.contract.names import (
 MAX_FILE_BYTES = 64 * 1024 * 1024  # appended to piece by piece; one syscall carries 4 MiB
 MAX_PATH_CHARACTERS = 1_024
 MAX_NAME_BYTES = 255  # of one part of a path
+MAX_CHANGES = 200  # of files, in one `storage.apply`
 
 Path = Annotated[str, Meta(min_length=1, max_length=MAX_PATH_CHARACTERS)]
 Version = Annotated[int, Meta(ge=1)]
@@ -75,6 +77,25 @@ class StorageAppend(OfPath, frozen=True, tag="storage.append"):
     content: Text
     encoding: Encoding = "utf-8"
     if_version: Annotated[int, Meta(ge=0)] | None = None  # 0: only if there is none
+
+
+class FileChange(Request, frozen=True):
+    """One change of several: what a file holds from now on, or that it goes (no `content`)."""
+
+    path: Path
+    content: Text | None = None
+    encoding: Encoding = "utf-8"
+    if_version: Annotated[int, Meta(ge=0)] | None = None  # 0: only if there is none
+    if_sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None  # of what is there
+
+
+class StorageApply(Owned, frozen=True, tag="storage.apply"):
+    """Write and delete several files (classes `overwrite`, `delete`): all of it, or nothing.
+
+    One approval is for all of it. What lies in mounted directories is not changed so.
+    """
+
+    changes: Annotated[Row[FileChange], Meta(min_length=1, max_length=MAX_CHANGES)]
 
 
 class StorageList(Owned, frozen=True, tag="storage.list"):
@@ -225,6 +246,7 @@ StorageBody = (
     | StorageRead
     | StorageWrite
     | StorageAppend
+    | StorageApply
     | StorageList
     | StorageStat
     | StorageMove

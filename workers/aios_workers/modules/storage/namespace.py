@@ -66,6 +66,12 @@ class FileWork(Work[S_co], Generic[S_co]):
             Irreversible(operation, what, tuple(objects), lossy=lossy, scratch=scratch, diff=diff)
         )
 
+    def step(self, body: S) -> "FileWork[S]":
+        """Return the work of one step of a plan, in the same transaction."""
+        whole = self.asked
+        asked = Asked(whole.services, whole.agent, whole.syscall, body, whole.irreversible)
+        return FileWork(asked, self.cursor, self.pending, self.owner, in_plan=True)
+
     def is_scratch(self, path: str) -> bool:
         """Whether a path lies in the asker's own scratch space."""
         return self.is_own and is_within(path, SCRATCH)

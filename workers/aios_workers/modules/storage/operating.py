@@ -22,7 +22,6 @@ from aios_workers.modules.storage.moves import copy, delete, make_directory, mov
 from aios_workers.modules.storage.namespace import (
     FileStep,
     FileWork,
-    S,
     namespace_lock,
     on_namespace,
 )
@@ -185,7 +184,7 @@ async def _run(work: FileWork[StorageOperate], plan: Plan) -> Plan:
         body = msgspec.convert({**step.arguments, "type": step.kind}, bodies.StorageBody)
         _, do, _ = _KINDS[step.kind.removeprefix("storage.")]
         try:
-            await do(_within(work, body))
+            await do(work.step(body))
         except KernelError as error:
             raise InvalidSyscall(
                 f"step {number} of the plan, {step.kind}, was refused, so none was done: {error}",
@@ -194,10 +193,3 @@ async def _run(work: FileWork[StorageOperate], plan: Plan) -> Plan:
             ) from error
         done.append(msgspec.structs.replace(step, outcome="done"))
     return msgspec.structs.replace(plan, steps=tuple(done), done=True)
-
-
-def _within(work: FileWork[StorageOperate], body: S) -> FileWork[S]:
-    """Return the work of a step of the plan."""
-    asked = work.asked
-    inner = Asked(asked.services, asked.agent, asked.syscall, body, asked.irreversible)
-    return FileWork(inner, work.cursor, work.pending, work.owner, in_plan=True)

@@ -3,6 +3,7 @@
 from aios_broker.contract import storage as bodies
 from aios_workers.modules.operation import calls, table
 from aios_workers.modules.storage import files, moves
+from aios_workers.modules.storage.changes import apply
 from aios_workers.modules.storage.mounts import mount, unmount
 from aios_workers.modules.storage.namespace import file_changes, file_reads
 from aios_workers.modules.storage.operating import operate
@@ -19,6 +20,7 @@ STORAGE_OPERATIONS = table(
     file_changes(bodies.StorageCreate, files.create),
     file_changes(bodies.StorageWrite, files.write, irreversible="overwrite"),
     file_changes(bodies.StorageAppend, files.append, irreversible="overwrite"),
+    file_changes(bodies.StorageApply, apply, irreversible=("delete", "overwrite")),
     file_changes(bodies.StorageMove, moves.move, irreversible=("delete", "unshare")),
     file_changes(bodies.StorageCopy, moves.copy, irreversible="overwrite", own=True),
     file_changes(bodies.StorageDelete, moves.delete, irreversible="delete"),

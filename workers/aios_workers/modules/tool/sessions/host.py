@@ -9,13 +9,15 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 
 from msgspec.structs import replace
 
+from aios_broker.comparing import Comparer
 from aios_broker.contract.errors import (
     QuotaExceeded,
     SandboxUnavailable,
@@ -23,9 +25,20 @@ from aios_broker.contract.errors import (
     SessionLost,
     UnknownSession,
 )
-from aios_broker.contract.exec import ExecFailure, ExecOpen, ExecOutcome, ExecRun, ExecSession
+from aios_broker.contract.exec import (
+    ExecChanges,
+    ExecDiscard,
+    ExecFailure,
+    ExecOpen,
+    ExecOutcome,
+    ExecRun,
+    ExecSession,
+    WorkspaceBody,
+)
 from aios_broker.contract.names import Owner
 from aios_broker.contract.syscall import Syscall
+from aios_broker.contract.workspace import WorkspaceChanges
+from aios_broker.places import Holder
 from aios_broker.queues.exec_sessions import SessionRecord, SessionRecords, spare
 from aios_broker.retry import patiently
 from aios_workers.modules.tool.running import Launch, Sandbox
@@ -37,6 +50,7 @@ from aios_workers.modules.tool.sessions.session_process import (
     SessionProcess,
     SessionRun,
 )
+from aios_workers.modules.tool.workspace.session_files import SessionFiles
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +76,7 @@ class Session:
     asked: ExecOpen
     process: SessionProcess
     folder: Path
+    files: SessionFiles  # in the folder
     shown: ExecSession
     used_s: float  # by the loop's clock
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -88,6 +103,7 @@ class SessionHost:
         self._place = place
         self._terms = terms
         self._sessions: dict[str, Session] = {}
+        self._comparer = Comparer()
         self._opening: dict[str, asyncio.Event] = {}
         self._clock = asyncio.get_running_loop().time
 
@@ -120,7 +136,7 @@ class SessionHost:
         try:
             await self._write(syscall.owner, shown, now)
             await patiently(lambda: self._check_room(syscall.owner, now))
-            self._sessions[shown.id] = await self._started(syscall.owner, asked, shown)
+            self._sessions[shown.id] = await self._started(syscall, asked, shown)
         except BaseException:
             await self._records.forget(syscall.tenant, shown.id)
             raise
@@ -149,15 +165,20 @@ class SessionHost:
                     remedy="close one (exec.close; `aios exec list` shows them)",
                 )
 
-    async def _started(self, owner: Owner, asked: ExecOpen, shown: ExecSession) -> Session:
+    async def _started(self, syscall: Syscall, asked: ExecOpen, shown: ExecSession) -> Session:
         self._place.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = Path(mkdtemp(dir=self._place.workspace))
+        files: SessionFiles | None = None
         try:
+            files = SessionFiles(folder, asked.workspace, self._calls, self._comparer)
+            await files.fetch(syscall, asked.limits.file_bytes)
             process = await self._process(asked, folder)
         except BaseException:
+            if files is not None:
+                await files.close()
             await _removed(folder)
             raise
-        return Session(owner, asked, process, folder, shown, self._clock())
+        return Session(syscall.owner, asked, process, folder, files, shown, self._clock())
 
     async def _process(self, asked: ExecOpen, folder: Path) -> SessionProcess:
         place = Launch((), self._place.environ, folder)
@@ -180,7 +201,13 @@ class SessionHost:
         Raises:
             SessionLost: It is gone; `SessionBusy`, `UnknownSession`.
         """
-        session = self._of(syscall.owner, asked.session)
+        async with self._turn(syscall.owner, asked.session) as session:
+            return await self._ran(session, syscall, asked, heard)
+
+    @asynccontextmanager
+    async def _turn(self, owner: Owner, session_id: str) -> AsyncIterator[Session]:
+        """Yield a session when nothing else is done in it."""
+        session = self._of(owner, session_id)
         if session.waiting >= MOST_WAITING:
             raise SessionBusy(
                 f"{MOST_WAITING} runs of this session wait already",
@@ -192,9 +219,26 @@ class SessionHost:
             async with session.turn:
                 if not session.process.is_alive:
                     raise await self._lost(session, session.process.reason, told=True)
-                return await self._ran(session, syscall, asked, heard)
+                yield session
         finally:
             session.waiting -= 1
+
+    async def in_workspace(self, syscall: Syscall, asked: WorkspaceBody) -> WorkspaceChanges:
+        """Look at a session's files, write them to storage, or put them back.
+
+        Raises:
+            SessionLost: It is gone; `SessionBusy`, `UnknownSession`, and what the files raise.
+        """
+        async with self._turn(syscall.owner, asked.session) as session:
+            session.used_s = self._clock()
+            files = session.files
+            if isinstance(asked, ExecChanges):
+                holder = Holder(*syscall.owner)
+                return await files.changes(holder, asked.session, asked.paths, diff=asked.diff)
+            if isinstance(asked, ExecDiscard):
+                return await files.discard(asked.session, asked.paths)
+            found = await files.look(asked.paths)
+        return await files.commit(syscall, asked.session, found)  # it may wait for a person
 
     async def _ran(
         self, session: Session, syscall: Syscall, asked: ExecRun, heard: Callable[[str], None]
@@ -249,6 +293,7 @@ class SessionHost:
             self._of(owner, session_id)
             await session.process.end("it was reset")
             await _emptied(session.folder)
+            await session.files.put_back()
             session.process = await self._process(session.asked, session.folder)
             session.used_s = self._clock()
             await self._change(session, state="idle", runs=0)
@@ -280,6 +325,7 @@ class SessionHost:
     async def _gone(self, session: Session, reason: str) -> None:
         await session.process.end(reason)
         await _removed(session.folder)
+        await session.files.close()
 
     async def _change(self, session: Session, **fields: object) -> None:
         if session.shown.id not in self._sessions:

@@ -15,7 +15,10 @@ from msgspec.structs import replace
 from aios_broker.contract.errors import KernelError, ModuleError, WorkerLost
 from aios_broker.contract.exec import (
     ExecBody,
+    ExecChanges,
     ExecClose,
+    ExecCommit,
+    ExecDiscard,
     ExecInterrupt,
     ExecList,
     ExecOpen,
@@ -59,6 +62,8 @@ class SessionAnswers:
         body = syscall.body
         assert isinstance(body, ExecBody)
         if isinstance(body, ExecOpen):
+            if body.workspace.files or body.workspace.shared:
+                run.step_aside()  # it waits for storage
             return Done(await self._host.open(syscall, body))
         if isinstance(body, ExecList):
             return Done(await patiently(lambda: self._listed(syscall.owner)))
@@ -143,6 +148,8 @@ class SessionAnswers:
                 return await self._host.reset(syscall.owner, session)
             case ExecClose(session=session):
                 return await self._host.close_one(syscall.owner, session)
+            case ExecChanges() | ExecCommit() | ExecDiscard() as body:
+                return await self._host.in_workspace(syscall, body)
 
     async def _elsewhere(
         self, record: SessionRecord, syscall: Syscall, heard: Callable[[str], None]

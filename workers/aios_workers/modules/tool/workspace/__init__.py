@@ -1,0 +1,1 @@
+"""Files of storage in a session's folder: put there, compared, written back."""

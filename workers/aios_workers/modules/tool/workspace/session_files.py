@@ -1,0 +1,260 @@
+"""The files of one session: put there from storage, compared with it, written back to it.
+
+What was put there is kept beside the session's folder, where nothing of the session sees it.
+"""
+
+import asyncio
+import base64
+import contextlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import mkdtemp
+
+import msgspec
+from msgspec.structs import replace
+
+from aios_broker.comparing import MAX_COMPARED_BYTES, Comparer, Pair
+from aios_broker.contract.errors import ModuleError, WorkspaceLimit
+from aios_broker.contract.names import MAX_TEXT_BYTES
+from aios_broker.contract.storage import MAX_CHANGES, Entries, Entry, FileChange, StorageApply
+from aios_broker.contract.syscall import Syscall
+from aios_broker.contract.workspace import ChangedFile, Manifest, WorkspaceChanges
+from aios_broker.places import Holder
+from aios_workers.modules.tool.sessions.session_calls import Calls
+from aios_workers.modules.tool.workspace.changes import (
+    Change,
+    Changes,
+    KeptFile,
+    changes_of,
+)
+from aios_workers.modules.tool.workspace.fetching import Fetching
+from aios_workers.modules.tool.workspace.folder import clear, put, take
+from aios_workers.modules.tool.workspace.patterns import normal_pattern
+from aios_workers.modules.tool.workspace.walk import Walk
+
+MOST_DIFFS = 50  # of one result
+MOST_DIFF_CHARACTERS = 256 * 1024
+SPARE_BYTES = 64 * 1024  # of a syscall, beside what it writes
+MOST_COMMIT_BYTES = MAX_TEXT_BYTES - SPARE_BYTES  # of one commit, as it is encoded
+MOST_FILE_BYTES = 3 * MOST_COMMIT_BYTES // 4  # so that base64 has room
+KEEP_BYTES = 16 * 1024**2  # of one look
+
+
+class SessionFiles:
+    """What was put into one session's folder, and what is there now."""
+
+    def __init__(self, folder: Path, manifest: Manifest, calls: Calls, comparer: Comparer) -> None:
+        """Take the folder, which is there; nothing is put into it yet.
+
+        Raises:
+            InvalidPath: What the manifest ignores is no pattern.
+        """
+        self._folder = folder
+        self._calls = calls
+        self._comparer = comparer
+        self._ignore = [normal_pattern(one, "body.workspace.ignore") for one in manifest.ignore]
+        self._manifest = manifest
+        self._kept = Path(mkdtemp(prefix="kept-", dir=folder.parent))
+        self._placed: dict[str, KeptFile] = {}
+        self._foreign: dict[str, str] = {}
+
+    async def fetch(self, syscall: Syscall, most_bytes: int) -> None:
+        """Put the manifest's files there; `most_bytes`: that the session may have.
+
+        Raises:
+            WorkspaceLimit: They are more than there may be.
+            NotFound: There is nothing that a pattern means.
+        """
+        fetching = Fetching(self._calls, syscall, self._manifest)
+        listed = await fetching.listed(most_bytes)
+        self._foreign = listed.foreign
+        self._placed = await fetching.read(listed, self._place)
+
+    def _place(self, placed: KeptFile, content: bytes) -> None:
+        self._keep(placed.sha256, content)
+        put(self._folder, placed.path, content)
+
+    def _keep(self, sha256: str, content: bytes) -> None:
+        kept = self._kept / sha256
+        if not kept.exists():
+            kept.write_bytes(content)
+
+    async def put_back(self) -> None:
+        """Put all files there again; the folder is empty."""
+        await asyncio.to_thread(self._put_back, list(self._placed.values()))
+
+    def _put_back(self, placed: Sequence[KeptFile]) -> None:
+        for one in placed:
+            put(self._folder, one.path, (self._kept / one.sha256).read_bytes())
+
+    async def changes(
+        self, holder: Holder, session: str, paths: Sequence[str], *, diff: bool
+    ) -> WorkspaceChanges:
+        """Tell what differs.
+
+        Raises:
+            WorkspaceLimit: There are more files than are looked at.
+        """
+        found = await self.look(paths)
+        shown = [one.shown for one in found.files]
+        cut = await self._add_diffs(holder, found.files, shown) if diff else False
+        return WorkspaceChanges(session, tuple(shown), found.ignored, cut)
+
+    async def look(self, paths: Sequence[str]) -> Changes:
+        """Return what differs; `paths`: only these."""
+        wanted = [normal_pattern(one, "body.paths") for one in paths]
+        return await asyncio.to_thread(self._looked, wanted)
+
+    def _looked(self, paths: Sequence[str]) -> Changes:
+        look = Walk(
+            {path: one.size_bytes for path, one in self._placed.items()},
+            {path: one.sha256 for path, one in self._placed.items()},
+            MOST_FILE_BYTES,
+            KEEP_BYTES,
+        )
+        return changes_of(
+            self._placed,
+            look.at(self._folder),
+            ignore=self._ignore,
+            paths=paths,
+            foreign=self._foreign,
+            most_bytes=MOST_FILE_BYTES,
+        )
+
+    async def _add_diffs(
+        self, holder: Holder, found: Sequence[Change], shown: list[ChangedFile]
+    ) -> bool:
+        """Give files their diffs; return whether some have none for want of room."""
+        made, left = 0, MOST_DIFF_CHARACTERS
+        for at, one in enumerate(found):
+            if one.is_refused or (one.content is None and one.shown.state != "removed"):
+                continue
+            if made == MOST_DIFFS or left <= 0:
+                return True
+            text = await self._diff(holder, one)
+            made += 1
+            shown[at] = replace(shown[at], diff=text[:left])
+            left -= len(text)
+        return left < 0
+
+    async def _diff(self, holder: Holder, one: Change) -> str:
+        before = b""
+        if one.placed is not None:
+            if one.placed.size_bytes > MAX_COMPARED_BYTES:
+                return ""
+            before = await asyncio.to_thread((self._kept / one.placed.sha256).read_bytes)
+        after = one.content or b""
+        if len(after) > MAX_COMPARED_BYTES:
+            return ""
+        try:
+            pair = Pair(before.decode(), after.decode(), one.shown.path, one.shown.path)
+        except UnicodeDecodeError:
+            return ""
+        text = await self._comparer.unified(holder, pair)
+        return pair.hidden() if text is None else text
+
+    async def commit(self, syscall: Syscall, session: str, found: Changes) -> WorkspaceChanges:
+        """Write what differs to storage in the agent's name, all or none; it may wait for a person.
+
+        Raises:
+            WorkspaceLimit: It is more than one commit takes.
+            VersionConflict: Storage has changed meanwhile; all that differs is named.
+            ApprovalDenied, ApprovalExpired: A person was asked.
+        """
+        taken = [one for one in found.files if not one.is_refused]
+        done = {one.path: replace(one.shown, outcome="left") for one in found.files}
+        if taken:
+            body = _body_of(taken)
+            result = await self._calls.call(syscall, body, "commit")
+            if not isinstance(result, Entries) or len(result.entries) != len(taken):
+                raise ModuleError("storage did not say what was written")
+            for one, entry in zip(taken, result.entries, strict=True):
+                done[one.path] = await self._committed(syscall, one, entry)
+        return WorkspaceChanges(session, tuple(done.values()), found.ignored)
+
+    async def _committed(self, syscall: Syscall, one: Change, entry: Entry) -> ChangedFile:
+        """Take what storage has of a file now as what was put there."""
+        if one.content is None:
+            self._placed.pop(one.path, None)
+            return replace(one.shown, outcome="deleted")
+        content = one.content
+        placed = KeptFile(one.path, entry.version, entry.size_bytes, entry.sha256)
+        if entry.sha256 != one.shown.sha256:  # a person wrote something else there
+            content = await Fetching(self._calls, syscall, self._manifest).content_of(entry)
+        with contextlib.suppress(FileNotFoundError):  # the session may have ended meanwhile
+            await asyncio.to_thread(self._keep, entry.sha256, content)
+        self._placed[one.path] = placed
+        return replace(
+            one.shown,
+            outcome="written",
+            version=entry.version,
+            size_bytes=entry.size_bytes,
+            sha256=entry.sha256,
+        )
+
+    async def discard(self, session: str, paths: Sequence[str]) -> WorkspaceChanges:
+        """Put back what differs.
+
+        Raises:
+            ModuleError: Somebody keeps that from being done.
+        """
+        try:
+            found = await self.look(paths)
+        except WorkspaceLimit:
+            if paths:
+                raise
+            await asyncio.to_thread(clear, self._folder)  # more than can be told
+            await self.put_back()
+            return WorkspaceChanges(session)
+        await asyncio.to_thread(self._restore, found.files)
+        shown = (replace(one.shown, outcome="restored") for one in found.files)
+        return WorkspaceChanges(session, tuple(shown), found.ignored)
+
+    def _restore(self, found: Sequence[Change]) -> None:
+        for one in found:
+            if one.placed is None and one.path:
+                take(self._folder, one.path)
+        self._put_back([one.placed for one in found if one.placed is not None])
+
+    async def close(self) -> None:
+        """Forget what was put there."""
+        await asyncio.to_thread(shutil.rmtree, self._kept, ignore_errors=True)
+
+
+def _body_of(taken: Sequence[Change]) -> StorageApply:
+    """Return the syscall that writes these files, and deletes those that are removed.
+
+    Raises:
+        WorkspaceLimit: They are more than one syscall takes.
+    """
+    if len(taken) > MAX_CHANGES:
+        raise _too_much(f"{len(taken)} files", f"{MAX_CHANGES}")
+    if any(one.content is None and one.shown.state != "removed" for one in taken):
+        raise _too_much(f"more than {KEEP_BYTES} bytes", f"{MOST_COMMIT_BYTES}")
+    body = StorageApply([_change(one) for one in taken])
+    if (size := len(msgspec.json.encode(body))) > MOST_COMMIT_BYTES:
+        raise _too_much(f"{size} bytes as they are sent", f"{MOST_COMMIT_BYTES}")
+    return body
+
+
+def _change(one: Change) -> FileChange:
+    path, placed = f"/{one.path}", one.placed
+    if_version = placed.version if placed is not None else 0
+    if_sha256 = placed.sha256 if placed is not None else None
+    if one.content is None:
+        return FileChange(path, None, "utf-8", if_version, if_sha256)
+    if b"\0" not in one.content:
+        try:
+            return FileChange(path, one.content.decode(), "utf-8", if_version, if_sha256)
+        except UnicodeDecodeError:
+            pass
+    return FileChange(path, base64.b64encode(one.content).decode(), "base64", if_version, if_sha256)
+
+
+def _too_much(has: str, most: str) -> WorkspaceLimit:
+    return WorkspaceLimit(
+        f"it would write {has}; one commit takes {most}",
+        field="body.paths",
+        remedy="commit a part at a time (paths), or delete what is not to be kept",
+    )
