@@ -7,7 +7,7 @@ import click
 
 from aios_broker.contract import exec as contract
 from aios_broker.contract.errors import UnknownSession
-from aios_cli.call import Fields, fields_of, option_of, text_or_stdin
+from aios_cli.call import Fields, fields_of, json_option, option_of, text_or_stdin
 from aios_cli.exec_prompt import Lines, Prompt, ReadLines, TerminalLines
 from aios_cli.session import (
     EXIT_CODES,
@@ -28,6 +28,28 @@ def _with_code(values: Fields) -> Fields:
     return {**values, "code": text_or_stdin(str(values["code"]))}
 
 
+def _with_manifest(values: Fields) -> Fields:
+    """Put the options that say what a session begins with into its manifest."""
+    workspace = dict(values.pop("workspace", None) or {})  # type: ignore[call-overload]
+    if files := values.pop("files", None):
+        workspace["files"] = [*workspace.get("files", ()), *files]  # type: ignore[misc]
+    return {**values, "workspace": workspace} if workspace else values
+
+
+def _without_diff(values: Fields) -> Fields:
+    return {**values, "diff": False} if values.pop("no_diff", False) else values
+
+
+_PATHS = {"paths": "Only this path, or what is meant by a pattern; may be repeated"}
+_MANIFEST = (
+    click.Option(
+        ["--file", "files"],
+        multiple=True,
+        metavar="PATTERN",
+        help="Put these files of the agent's storage into it; may be repeated.",
+    ),
+    json_option(["--workspace"], "The whole manifest: files, shared, ignore, limits."),
+)
 _OPERATIONS = {
     "open": Operation(
         contract.ExecOpen,
@@ -37,7 +59,9 @@ _OPERATIONS = {
             "name": "What people call it",
             "idle_s": "It ends when nothing was run for so long",
         },
-        stands_for=("limits", "tools"),
+        others=_MANIFEST,
+        stands_for=("limits", "tools", "workspace"),
+        make=_with_manifest,
     ),
     "run": Operation(
         contract.ExecRun,
@@ -54,6 +78,24 @@ _OPERATIONS = {
     ),
     "close": Operation(contract.ExecClose, "End a session.", ("session",)),
     "list": Operation(contract.ExecList, "List the agent's sessions."),
+    "changes": Operation(
+        contract.ExecChanges,
+        "Tell what its code made of the files that it began with.",
+        ("session",),
+        _PATHS,
+        (click.Option(["--no-diff"], is_flag=True, help="Without the texts."),),
+        ("diff",),
+        _without_diff,
+    ),
+    "commit": Operation(
+        contract.ExecCommit,
+        "Write that to storage, all or none; `aios approvals` has what waits for a person.",
+        ("session",),
+        _PATHS,
+    ),
+    "discard": Operation(
+        contract.ExecDiscard, "Put the files back to what it began with.", ("session",), _PATHS
+    ),
 }
 
 
@@ -153,6 +195,8 @@ sessions = _Sessions(
       aios exec open --interpreter shell
       aios exec run 3f2a91bc... 'x = 40'
       aios exec run 3f2a91bc... - < script.py
+      aios exec open --file 'notes/**/*.md'
+      aios exec changes 3f2a91bc...
       aios exec list
     """,
 )

@@ -9,6 +9,7 @@ import msgspec
 from aios_broker.contract import access, memory, storage, tools
 from aios_broker.contract.exec import ExecOutcome, ExecSession, ExecSessions
 from aios_broker.contract.reply import Result
+from aios_broker.contract.workspace import ChangedFile, WorkspaceChanges
 from aios_broker.views.words import moment
 from aios_cli.tables import Column, Listing, first_words, say, show_json, write_content
 
@@ -90,6 +91,14 @@ SESSIONS = Listing[ExecSession](
     (Column("Runs", "right"), lambda one: one.runs),
     (Column("Used"), lambda one: moment(one.used_at or None)),
     (Column("Why", shrinks=True), lambda one: one.reason),
+)
+CHANGES = Listing[ChangedFile](
+    (Column("Path", shrinks=True), lambda one: one.path),
+    (Column("Is"), lambda one: one.state),
+    (Column("Now"), lambda one: one.outcome),
+    (Column("Version", "right"), lambda one: one.version or ""),
+    (Column("Bytes", "right"), lambda one: one.size_bytes),
+    (Column("Why", shrinks=True), lambda one: one.why),
 )
 MEMBERS = Listing[tuple[str, str, str]](
     (Column("Group"), lambda one: one[0]),
@@ -193,6 +202,18 @@ def _run(outcome: ExecOutcome) -> None:
         say(error.traceback.rstrip("\n") or f"{error.name}: {error.message}", err=True)
 
 
+def _changes(found: WorkspaceChanges) -> None:
+    """Print what differs, and the texts; what is told of it no more closely, beside it."""
+    CHANGES.show(found.changes)
+    for one in found.changes:
+        if one.diff:
+            say(one.diff.rstrip("\n"))
+    if found.ignored:
+        say(f"ignored: {found.ignored} more", err=True)
+    if found.diff_cut:
+        say("cut: there are more texts; name paths", err=True)
+
+
 _SHOWN: dict[type, Callable[[Any], None]] = {
     memory.Note: _note,
     memory.Evolved: _evolved,
@@ -205,6 +226,7 @@ _SHOWN: dict[type, Callable[[Any], None]] = {
     ExecSession: _session,
     ExecSessions: lambda found: SESSIONS.show(found.sessions),
     ExecOutcome: _run,
+    WorkspaceChanges: _changes,
     storage.Content: _content,
     storage.Entry: lambda entry: ENTRIES.show([entry]),
     storage.Entries: _entries,

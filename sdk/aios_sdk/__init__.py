@@ -89,6 +89,7 @@ from aios_broker.contract.errors import (
     VersionConflict,
     WaitTimeout,
     WorkerLost,
+    WorkspaceLimit,
 )
 from aios_broker.contract.exec import (
     ExecFailure,
@@ -162,6 +163,12 @@ from aios_broker.contract.tools import (
     ToolResult,
     ToolRunFacts,
 )
+from aios_broker.contract.workspace import (
+    ChangedFile,
+    ForeignFiles,
+    Manifest,
+    WorkspaceChanges,
+)
 from aios_sdk.agent import Agent, AsyncAgent
 from aios_sdk.call import Call, Stream, SyncCall, SyncStream
 from aios_sdk.exec_session import AsyncOpenSession, Opening, OpenSession
@@ -187,6 +194,7 @@ __all__ = [
     "Call",
     "CallStatus",
     "Cancelled",
+    "ChangedFile",
     "ChatResult",
     "Choice",
     "Chunk",
@@ -223,6 +231,7 @@ __all__ = [
     "FileChange",
     "FileVersion",
     "FileVersions",
+    "ForeignFiles",
     "ForeignJob",
     "ForkedAgent",
     "FormNotKept",
@@ -250,6 +259,7 @@ __all__ = [
     "LlmCount",
     "LlmEmbed",
     "MadeFile",
+    "Manifest",
     "Message",
     "MethodNotAllowed",
     "ModuleError",
@@ -320,5 +330,7 @@ __all__ = [
     "WaitTimeout",
     "Whoami",
     "WorkerLost",
+    "WorkspaceChanges",
+    "WorkspaceLimit",
     "tool",
 ]

@@ -15,7 +15,10 @@ from msgspec import structs
 
 from aios_broker.contract.errors import KernelError, SessionLost, UnknownSession, WaitTimeout
 from aios_broker.contract.exec import (
+    ExecChanges,
     ExecClose,
+    ExecCommit,
+    ExecDiscard,
     ExecInterrupt,
     ExecOutcome,
     ExecReset,
@@ -24,6 +27,7 @@ from aios_broker.contract.exec import (
 )
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Body
+from aios_broker.contract.workspace import WorkspaceChanges
 from aios_sdk.call import Call
 from aios_sdk.loop_thread import LoopThread
 from aios_sdk.requests import RawBody, build_syscall
@@ -76,6 +80,9 @@ class _Session(ExecSession, frozen=True, dict=True):
     interrupt = SessionKind(ExecInterrupt, ExecSession)
     reset = SessionKind(ExecReset, ExecSession)
     close = SessionKind(ExecClose, ExecSession)
+    changes = SessionKind(ExecChanges, WorkspaceChanges)
+    commit = SessionKind(ExecCommit, WorkspaceChanges)
+    discard = SessionKind(ExecDiscard, WorkspaceChanges)
 
     @classmethod
     def of(cls, session: ExecSession, agent: Submitter, thread: LoopThread | None = None) -> Self:

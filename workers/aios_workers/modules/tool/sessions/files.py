@@ -9,6 +9,7 @@ from pathlib import Path
 from aios_broker.contract.tools import MadeFile
 
 MOST_SEEN = 20_000  # files and folders of a session, empty ones too
+MOST_DEPTH = 200  # of folders in folders
 MOST_FILES = 200  # that a result tells
 MOST_CONTENT_BYTES = 1024 * 1024  # of all, in a result
 _BLOCK_BYTES = 512  # of which the file system tells a file's size on the disk
@@ -20,7 +21,7 @@ def stamps(workspace: Path) -> Stamps:
     """Return the files of a workspace, and what changes when one is written."""
     found: Stamps = {}
     for parent, folders, names, opened in os.fwalk(workspace):
-        folders.sort()
+        _order(workspace, parent, folders)
         for name in sorted(names):
             if len(found) >= MOST_SEEN:
                 return found
@@ -40,7 +41,7 @@ def made_since(workspace: Path, before: Stamps) -> tuple[MadeFile, ...]:
     found: list[MadeFile] = []
     left = MOST_CONTENT_BYTES
     for parent, folders, names, opened in os.fwalk(workspace):
-        folders.sort()
+        _order(workspace, parent, folders)
         for name in sorted(names):
             if len(found) == MOST_FILES:
                 return tuple(found)
@@ -58,20 +59,33 @@ def made_since(workspace: Path, before: Stamps) -> tuple[MadeFile, ...]:
     return tuple(found)
 
 
-def space_of(workspace: Path) -> tuple[int, int]:
-    """Return how many files and folders a workspace has, and what they take on the disk.
+def space_of(workspace: Path) -> tuple[int, int, int]:
+    """Return how many files and folders a workspace has, their bytes on the disk, their depth.
 
-    Hidden ones and all; where there are more than `MOST_SEEN` it counts no further.
+    Hidden ones and all; where there are more than `MOST_SEEN`, or deeper ones than `MOST_DEPTH`, it
+    counts no further: to walk on would need as many calls within each other.
     """
-    count = size = 0
-    for _, folders, names, opened in os.fwalk(workspace):
+    count = size = depth = 0
+    for parent, folders, names, opened in os.fwalk(workspace):
         count += len(folders) + len(names)
-        if count > MOST_SEEN:
+        depth = max(depth, _depth(workspace, parent))
+        if count > MOST_SEEN or depth > MOST_DEPTH:
             break
         for name in names:
             with contextlib.suppress(OSError):
                 size += os.stat(name, dir_fd=opened, follow_symlinks=False).st_blocks * _BLOCK_BYTES
-    return count, size
+    return count, size, depth
+
+
+def _depth(workspace: Path, parent: str) -> int:
+    return parent.count("/") - str(workspace).count("/")
+
+
+def _order(workspace: Path, parent: str, folders: list[str]) -> None:
+    """Have folders looked at by name, and none that lie too deep."""
+    folders.sort()
+    if _depth(workspace, parent) >= MOST_DEPTH:
+        folders.clear()
 
 
 def _read(name: str, folder: int, size: int) -> bytes:

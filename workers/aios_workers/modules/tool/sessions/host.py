@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -42,7 +41,13 @@ from aios_broker.places import Holder
 from aios_broker.queues.exec_sessions import SessionRecord, SessionRecords, spare
 from aios_broker.retry import patiently
 from aios_workers.modules.tool.running import Launch, Sandbox
-from aios_workers.modules.tool.sessions.files import MOST_SEEN, made_since, space_of, stamps
+from aios_workers.modules.tool.sessions.files import (
+    MOST_DEPTH,
+    MOST_SEEN,
+    made_since,
+    space_of,
+    stamps,
+)
 from aios_workers.modules.tool.sessions.session_calls import Calls, SessionCalls
 from aios_workers.modules.tool.sessions.session_process import (
     OWN_PROCESSES,
@@ -50,6 +55,7 @@ from aios_workers.modules.tool.sessions.session_process import (
     SessionProcess,
     SessionRun,
 )
+from aios_workers.modules.tool.workspace.folder import clear, remove
 from aios_workers.modules.tool.workspace.session_files import SessionFiles
 
 logger = logging.getLogger(__name__)
@@ -358,14 +364,7 @@ class SessionHost:
         idle_s = self._clock() - session.used_s
         if not session.turn.locked() and not session.waiting and idle_s > session.asked.idle_s:
             return f"nothing was run in it for {session.asked.idle_s:g} s"
-        if reason := _reason_of_processes(session):
-            return reason
-        files, size = space_of(session.folder)
-        if files > MOST_SEEN:
-            return f"it had more files than it may: {MOST_SEEN}"
-        if size > limits.file_bytes:
-            return f"its files were larger than they may be: {limits.file_bytes} bytes"
-        return ""
+        return _reason_of_processes(session) or _reason_of_files(session)
 
     async def close(self) -> None:
         """End all sessions: their worker leaves."""
@@ -410,12 +409,23 @@ def unknown(session_id: str) -> UnknownSession:
 
 
 async def _removed(folder: Path) -> None:
-    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    await asyncio.to_thread(remove, folder)
 
 
 async def _emptied(folder: Path) -> None:
-    await _removed(folder)
-    await asyncio.to_thread(folder.mkdir, mode=0o700)
+    await asyncio.to_thread(clear, folder)
+
+
+def _reason_of_files(session: Session) -> str:
+    limits = session.asked.limits
+    files, size, depth = space_of(session.folder)
+    if files > MOST_SEEN:
+        return f"it had more files than it may: {MOST_SEEN}"
+    if depth > MOST_DEPTH:
+        return f"its folders lay deeper in each other than they may: {MOST_DEPTH}"
+    if size > limits.file_bytes:
+        return f"its files were larger than they may be: {limits.file_bytes} bytes"
+    return ""
 
 
 def tree_use(pid: int, most: int) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from aios_broker.contract.exec import (
     ExecReset,
     ExecRun,
     ExecSessions,
+    WorkspaceBody,
 )
 from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import Reply, Result, decode_reply, encode, failure
@@ -136,7 +137,7 @@ class SessionAnswers:
 
     async def _here(self, syscall: Syscall, heard: Callable[[str], None]) -> Result:
         body = syscall.body
-        if not isinstance(body, ExecRun | ExecInterrupt | ExecReset | ExecClose):
+        if not isinstance(body, ExecRun | ExecInterrupt | ExecReset | ExecClose | WorkspaceBody):
             raise ModuleError(f"{syscall.kind} names no session")
         await self._host.opened(body.session)
         match body:
@@ -148,7 +149,7 @@ class SessionAnswers:
                 return await self._host.reset(syscall.owner, session)
             case ExecClose(session=session):
                 return await self._host.close_one(syscall.owner, session)
-            case ExecChanges() | ExecCommit() | ExecDiscard() as body:
+            case ExecChanges() | ExecCommit() | ExecDiscard():
                 return await self._host.in_workspace(syscall, body)
 
     async def _elsewhere(

@@ -79,6 +79,13 @@ def clear(root: Path) -> None:
         _empty(top)
 
 
+def remove(root: Path) -> None:
+    """Take a folder away, as far as that can be done: nothing runs in it any more."""
+    with contextlib.suppress(OSError, ModuleError):
+        clear(root)
+        root.rmdir()
+
+
 def _take(folder: int, name: str) -> None:
     try:
         if not stat.S_ISDIR(_mode(folder, name)):

@@ -6,7 +6,6 @@ What was put there is kept beside the session's folder, where nothing of the ses
 import asyncio
 import base64
 import contextlib
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import mkdtemp
@@ -29,7 +28,7 @@ from aios_workers.modules.tool.workspace.changes import (
     changes_of,
 )
 from aios_workers.modules.tool.workspace.fetching import Fetching
-from aios_workers.modules.tool.workspace.folder import clear, put, take
+from aios_workers.modules.tool.workspace.folder import clear, put, remove, take
 from aios_workers.modules.tool.workspace.patterns import normal_pattern
 from aios_workers.modules.tool.workspace.walk import Walk
 
@@ -212,14 +211,20 @@ class SessionFiles:
         return WorkspaceChanges(session, tuple(shown), found.ignored)
 
     def _restore(self, found: Sequence[Change]) -> None:
-        for one in found:
-            if one.placed is None and one.path:
-                take(self._folder, one.path)
-        self._put_back([one.placed for one in found if one.placed is not None])
+        taken = [one.path for one in found if one.placed is None and one.path]
+        for path in taken:
+            take(self._folder, path)
+        known = {one.path: one.placed for one in found if one.placed is not None}
+        known |= {  # where a link was in the place of its folder
+            path: placed
+            for path, placed in self._placed.items()
+            if any(path.startswith(f"{each}/") for each in taken)
+        }
+        self._put_back(list(known.values()))
 
     async def close(self) -> None:
         """Forget what was put there."""
-        await asyncio.to_thread(shutil.rmtree, self._kept, ignore_errors=True)
+        await asyncio.to_thread(remove, self._kept)
 
 
 def _body_of(taken: Sequence[Change]) -> StorageApply:
