@@ -358,7 +358,6 @@ class SessionHost:
 
     def _reason(self, session: Session) -> str:
         """Return why a session has to end; empty: it goes on."""
-        limits = session.asked.limits
         if not session.process.is_alive:
             return "" if session.turn.locked() else "its interpreter ended"
         idle_s = self._clock() - session.used_s
