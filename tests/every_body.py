@@ -86,8 +86,8 @@ def _storage(world: World, owner: str | None) -> Iterator[Body]:
         for content in ("", "other", "two", "third"):
             yield storage.StorageWrite(path, content, **of)
         yield storage.StorageAppend(path, "more", **of)
-        for content in (None, "two", "other"):
-            changes = (storage.FileChange("/made.txt", "x"), storage.FileChange(path, content))
+        for now in (None, "two", "other"):
+            changes = (storage.FileChange("/made.txt", "x"), storage.FileChange(path, now))
             yield storage.StorageApply(changes, **of)
         yield storage.StorageLock(path, ttl_s=0.001, **of)
         yield storage.StorageUnlock(path, **of)
