@@ -51,6 +51,7 @@ from tests.mutants.stalls import STALL_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
 from tests.mutants.tools import TOOL_MUTANTS  # noqa: E402
 from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
+from tests.mutants.workspace import WORKSPACE_MUTANTS  # noqa: E402
 
 MUTANTS = (
     *BROKER_MUTANTS,
@@ -62,6 +63,7 @@ MUTANTS = (
     *RQ_MUTANTS,
     *ROUTING_MUTANTS,
     *WORKER_MUTANTS,
+    *WORKSPACE_MUTANTS,
     *KV_STATE_MUTANTS,
     *STATE_MUTANTS,
     *API_MUTANTS,
