@@ -112,8 +112,8 @@ TOOL_MUTANTS = (
     Mutant(
         "tool module: a session has so many files",
         "workers/aios_workers/modules/tool/sessions/host.py",
-        "        if files > MOST_SEEN:\n",
-        "        if files > MOST_SEEN * 100:\n",
+        "    if files > MOST_SEEN:\n",
+        "    if files > MOST_SEEN * 100:\n",
         "tests/integration/test_exec_sessions.py::test_a_bomb_ends_its_session_alone",
     ),
     Mutant(
