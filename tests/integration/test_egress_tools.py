@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +27,9 @@ from aios_workers.modules.tool.running import NoSandbox, Sandbox, ToolCall, Tool
 from aios_workers.modules.tool.sandbox.bubblewrap import open_bubblewrap
 from tests.egress_scene import KEY, OWNER, EgressScene, egress_scene
 
+pytestmark = pytest.mark.timeout(120)
+NOBODY = 65534
+LIMIT_S = 100.0
 TOOL = '''
 import os, re, socket, ssl, urllib.error, urllib.request
 
@@ -76,6 +84,35 @@ def seen() -> str:
     told = "".join(parts)
     return f"{len(told) > 1000000} {re.search('sk-live-[0-9a-f]{16}', told) is not None}"
 '''
+
+
+# What an ordinary user's worker does, in a Python that each user can run.
+AS_ANOTHER = """
+import asyncio, importlib.util, json, os, sys
+from pathlib import Path
+from tests.integration import test_egress_tools as tested
+
+packages = Path(importlib.util.find_spec("pydantic").origin).parents[1]
+last_paths = tested.last_paths
+tested.last_paths = lambda: (*last_paths(), packages)
+
+async def main(folder):
+    async with tested.egress_scene(folder) as scene:
+        async with tested.going(folder, scene, tested.open_bubblewrap()) as tools:
+            url = f"https://{scene.host.name}:{scene.host.port}"
+            scene.keys([url])
+            asked = [scene.rule(paths=("/v1",), secrets=("API_KEY",))], ["API_KEY"]
+            headers = {"Authorization": "Bearer {API_KEY}"}
+            passed, said = await tools.run("fetch", *asked, url=f"{url}/v1/x", headers=headers)
+            refused, _ = await tools.run("fetch", *asked, url=f"{url}/admin", headers=headers)
+            seen = await tools.run("seen", *asked)
+            port = scene.host.port
+            direct = await tools.run("direct", *asked, address="127.0.0.1", port=port)
+            has_key = [tested.KEY in text for text in (scene.host.heard[0], said)]
+            print(json.dumps([os.geteuid(), passed, refused, has_key, seen, direct]))
+
+asyncio.run(main(Path.cwd()))
+"""
 
 
 class Tools:
@@ -190,3 +227,39 @@ async def test_a_key_that_is_not_there_is_told(tmp_path: Path) -> None:
         with pytest.raises(ToolUnavailable, match="not there"):
             await tools.run("seen", [scene.rule()], ["API_KEY"])
         assert not any((tmp_path / "calls").glob("*"))
+
+
+def test_a_worker_that_is_no_root_has_the_same_ways_out() -> None:
+    python = shutil.which("python3", path="/usr/local/bin:/usr/bin")
+    if os.geteuid() != 0 or python is None:
+        pytest.skip("only root can be another user, and only in a Python that each user can run")
+    version = subprocess.run([python, "-V"], capture_output=True, check=True, text=True).stdout
+    if version.split()[1].rpartition(".")[0] != ".".join(map(str, sys.version_info[:2])):
+        pytest.skip(f"the packages that are installed are not for {version.strip()}")
+    with tempfile.TemporaryDirectory(prefix="aios-egress-") as folder:
+        os.chown(folder, NOBODY, NOBODY)
+        done = subprocess.run(
+            [python, "-c", AS_ANOTHER],
+            env={
+                "PATH": os.defpath,
+                "HOME": folder,
+                "PYTHONPATH": os.pathsep.join(each for each in sys.path if "/.pyenv/" not in each),
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
+            cwd=folder,
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            capture_output=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout) == [
+        NOBODY,
+        200,
+        403,
+        [True, False],
+        "True False",
+        "ConnectionRefusedError",
+    ]
