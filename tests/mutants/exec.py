@@ -83,7 +83,7 @@ EXEC_MUTANTS = (
     ),
     Mutant(
         "exec: a message has so many values",
-        SESSIONS + "session_process.py",
+        SESSIONS + "session_line.py",
         "        if has_more_values(data, MOST_VALUES):\n",
         "        if False:\n",
         ESCAPES_TEST + "::test_a_broken_message_ends_its_session_alone",

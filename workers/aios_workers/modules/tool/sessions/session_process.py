@@ -9,9 +9,7 @@ import codecs
 import contextlib
 import os
 import socket
-import struct
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,20 +20,16 @@ from msgspec import Struct
 
 from aios_broker.contract.errors import SandboxUnavailable, ToolUnavailable
 from aios_broker.contract.exec import ExecFailure, ExecOpen
-from aios_broker.contract.json_text import has_more_values
 from aios_broker.contract.tools import RunLimits, ToolCard
 from aios_workers.modules.tool.running import Launch, Sandbox, ToolProgram
 from aios_workers.modules.tool.sessions.session_calls import MOST_CALLS, SessionCalls
+from aios_workers.modules.tool.sessions.session_line import MOST_BYTES, NoMessage, SessionLine
 from aios_workers.modules.tool.sessions.stubs import kernel_source
 from aios_workers.modules.tool.tool_process import PACKAGE, kill
 
 MAIN = Path(__file__).with_name("interpreter") / "__main__.py"
-LENGTH = struct.Struct(">I")
-MOST_BYTES = 16 * 1024 * 1024  # of a message
-MOST_VALUES = 1_000_000  # of a message: what has more takes the worker's time
 MOST_UNANSWERED = 64  # calls; whoever makes more waits
 MOST_REFUSED = 10_000  # messages beyond the calls that a run may make, and while nothing runs
-LONG_S, SHARE = 0.005, 3  # who takes longer to be read waits for three times as long
 CHUNK = 1 << 16
 START_LIMIT_S = 30.0
 GRACE_S = 3.0  # from an interrupt to the end
@@ -44,10 +38,6 @@ OWN_PROCESSES = 4  # of the sandbox and the interpreter
 
 class SessionEnded(Exception):
     """The process is gone; says why."""
-
-
-class NoMessage(ConnectionError):
-    """It sent what no session sends; says what."""
 
 
 class RunEnding(Struct, frozen=True):
@@ -78,7 +68,7 @@ class SessionProcess:
     """The process of one session."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, line: "_Line", outputs: tuple["_Output", ...]
+        self, process: asyncio.subprocess.Process, line: SessionLine, outputs: tuple["_Output", ...]
     ) -> None:
         self.reason = ""  # why it was ended
         self._process = process
@@ -124,7 +114,7 @@ class SessionProcess:
             for output in outputs:
                 output.close_writing()
         ours.setblocking(False)
-        found = cls(process, _Line(*await asyncio.open_unix_connection(sock=ours)), outputs)
+        found = cls(process, SessionLine(*await asyncio.open_unix_connection(sock=ours)), outputs)
         try:
             await found._begin(asked)
         except BaseException:
@@ -288,46 +278,6 @@ class SessionProcess:
         answer = await calls.answer(body)
         with contextlib.suppress(ConnectionError):
             await self._line.send({"answer": number, **answer})
-
-
-class _Line:
-    """Our end of the socket."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    async def send(self, message: Mapping[str, Any]) -> None:
-        self.post(message)
-        await self._writer.drain()
-
-    def post(self, message: Mapping[str, Any]) -> None:
-        """Send without waiting: also to one that reads nothing."""
-        data = msgspec.json.encode(message)
-        self._writer.write(LENGTH.pack(len(data)) + data)
-
-    async def received(self) -> tuple[dict[str, Any], int]:
-        """Return a message, and its bytes.
-
-        Raises:
-            NoMessage: It is none; `msgspec.MsgspecError`, `RecursionError`.
-        """
-        (size,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
-        if size > MOST_BYTES:
-            raise NoMessage("one that is too long")
-        data = await self._reader.readexactly(size)
-        began_s = time.monotonic()
-        if has_more_values(data, MOST_VALUES):
-            raise NoMessage("one with too many values")
-        message = msgspec.json.decode(data)
-        if not isinstance(message, dict):
-            raise NoMessage("no object")
-        if (took_s := time.monotonic() - began_s) > LONG_S:
-            await asyncio.sleep(SHARE * took_s)  # others have the loop meanwhile
-        return message, size
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class _Output:
