@@ -117,6 +117,24 @@ async def asked_anew(scene: StateScene, syscall: Syscall) -> Approval:
     return second
 
 
+UNNAMED = """
+    UPDATE approval SET objects = (SELECT jsonb_agg(o - 'name' - 'size_bytes')
+                                     FROM jsonb_array_elements(objects) o)
+     WHERE job_id = %s
+"""
+
+
+async def test_what_an_older_release_has_asked_for_is_still_allowed(scene: StateScene) -> None:
+    syscall = await asked_to_delete(scene)
+    [seen] = (await scene.approval_of(syscall.id)).objects
+    assert (seen.name, seen.size_bytes) == ("file /a.txt", len("content"))
+    async with scene.store.as_steward() as cursor:
+        await cursor.execute(UNNAMED, (syscall.id,))
+    await scene.decide(syscall.id, Decision("approved"))
+    await scene.run(syscall)
+    assert not await is_there(scene)
+
+
 async def test_content_that_has_moved_in_is_asked_for_anew(scene: StateScene) -> None:
     syscall = await asked_to_delete(scene)
     await scene.ask("ann", StorageMove("a.txt", "b.txt"))

@@ -167,7 +167,7 @@ def test_somebody_elses_login_is_another_page(api: ApiScene, browser: Browser) -
         expect(page.get_by_text("The login is over")).to_be_visible()
         _log_in_again(page, api.colleague)
         expect(page.get_by_role("heading", name="Programs")).to_be_visible()
-        expect(page.locator(".who")).to_have_text("bob")
+        expect(page.locator(".who")).to_have_text("acme/bob")
 
 
 def test_without_javascript_it_is_a_list_and_a_sentence(api: ApiScene, browser: Browser) -> None:

@@ -6,6 +6,7 @@ import re
 import httpx
 import pytest
 
+from aios_kernel_api.page.decisions.agents import TOKENS_SHOWN
 from tests.api_scene import ACME, ApiScene
 from tests.integration.test_api_views import ended, items, waiting_approval
 from tests.page_scene import logged_in, send_form
@@ -28,8 +29,11 @@ def test_an_operator_sees_what_would_go_and_approves(api: ApiScene) -> None:
         assert led.headers["location"] == f"/approvals/{one['id']}"
         assert f"/approvals/of/{one['syscall_id']}" in person.get("/?state=parked").text
         shown = person.get(f"/approvals/{one['id']}").text
-        for part in ("reports/q3.md", one["syscall_id"], one["arguments_sha256"], "delete: file"):
+        for part in ("reports/q3.md", one["syscall_id"], one["arguments_sha256"]):
             assert part in shown
+        assert re.search(
+            r"delete: file /reports/q3\.md, version 1, 4 bytes, sha256 [0-9a-f]{12}<", shown
+        )
         answer = send_form(person, f"/approvals/{one['id']}/approve")
         assert (answer.status_code, answer.headers["location"]) == (303, f"/approvals/{one['id']}")
         done = agent.get(f"/v1/syscalls/{one['syscall_id']}/wait", params={"wait_s": 20}).json()
@@ -180,11 +184,36 @@ def test_an_agent_is_suspended_allowed_and_goes_on(api: ApiScene) -> None:
         )
 
 
+def test_tokens_that_are_over_are_folded_and_counted(api: ApiScene) -> None:
+    for _ in range(2):
+        api.token("page-tokens")
+    api.revoke("page-tokens")
+    api.token("page-tokens", ttl_s=-60.0)
+    good = [api.token("page-tokens") for _ in range(TOKENS_SHOWN + 2)]
+    with logged_in(api, api.operator) as person, api.client(good[0]) as agent:
+        shown = person.get("/agents/acme/page-tokens").text
+        first, older, over = shown.split("<details><summary>")[-3:]
+        first = first.partition("<h2>Tokens</h2>")[2]
+        assert first.count("for ever") == TOKENS_SHOWN
+        assert older.startswith("2 older ones that are good<")
+        assert older.count("for ever") == 2
+        assert over.startswith("3 that are over<")
+        assert (over.count(", revoked"), over.count(", expired")) == (2, 1)
+        assert "revoked" not in first + older
+        listed = person.get("/tokens?agent=page-tokens&state=over").text
+        assert (listed.count(", revoked"), listed.count("for ever")) == (2, 0)
+        assert person.get("/tokens?state=nonsense").status_code == 400
+        told = items(agent, "/v1/tokens", state="over")
+        assert sorted(one["revoked_at"] is None for one in told) == [False, False, True]
+    with logged_in(api, api.foreigner) as person:
+        assert "page-tokens" not in person.get("/tokens?state=over").text
+
+
 def test_a_quota_is_set_and_taken_away(api: ApiScene) -> None:
     whose = {"module": "tool", "tenant": ACME, "agent": "page-bounded"}
     with logged_in(api, api.operator) as person:
         assert send_form(person, "/quotas", **whose, max_queued="7").status_code == 303
-        assert "page-bounded" in person.get("/quotas").text
+        assert ">acme/page-bounded</a>" in person.get("/quotas").text
         assert send_form(person, "/quotas", **whose, max_queued="-7").status_code == 400
         assert send_form(person, "/quotas/remove", **whose).status_code == 303
         assert "page-bounded" not in person.get("/quotas").text

@@ -80,7 +80,7 @@ async def test_why_it_waits_is_told(storage: QueueUser) -> None:
     assert isinstance(barrier, Shortage)
     assert barrier == Shortage(share, OF_AGENT, OF_AGENT, None, barrier.held_by)
     assert len(barrier.held_by) == OF_AGENT
-    assert share.words == "one of the places that agent 'm0' may have at once"
+    assert share.words == "one of the places that agent 'm0' of tenant 'mallory' may have at once"
     assert Resource.parse("model:acme").words.endswith(
         "where calls of tenant 'acme' wait for models"
     )

@@ -67,10 +67,32 @@ PAGE_MUTANTS = (
         f"{DECISIONS_TEST}::test_an_agent_is_suspended_allowed_and_goes_on",
     ),
     Mutant(
+        "an approval is bound to what things are called",
+        "workers/aios_workers/approvals/irreversible.py",
+        "if name not in _NOT_BOUND",
+        "if True",
+        "tests/integration/test_approvals.py"
+        "::test_what_an_older_release_has_asked_for_is_still_allowed",
+    ),
+    Mutant(
+        "what comes instead is told as what goes",
+        "broker/aios_broker/contract/access.py",
+        'if self.kind == "plan" or self._comes:',
+        'if self.kind == "plan":',
+        TEXT_TEST,
+    ),
+    Mutant(
+        "tokens that are over stand among the good ones",
+        "broker/aios_broker/access/tokens.py",
+        "({_GOOD}) = %(good)s",
+        "({_GOOD} OR %(good)s)",
+        f"{DECISIONS_TEST}::test_tokens_that_are_over_are_folded_and_counted",
+    ),
+    Mutant(
         "everybody's tokens are listed",
         "kernel_api/aios_kernel_api/rest/rights.py",
-        "cursor, whose.tenant, whose.agent, limit=query.limit + 1, after=after",
-        "cursor, None, limit=query.limit + 1, after=after",
+        "            whose.tenant,\n            whose.agent,\n            limit=query.limit + 1,",
+        "            None,\n            limit=query.limit + 1,",
         f"{RIGHTS_TEST}::test_tokens_are_seen_by_scope_and_never_whole",
     ),
     Mutant(

@@ -123,7 +123,7 @@ def test_a_parked_one_says_what_a_person_has_to_decide() -> None:
     [
         (
             Barrier("max_running", Subject.of_agent("ada"), 4, 4, None),
-            "Agent 'ada' runs 4 syscalls, and its quota is 4. It may go on when one of them ends",
+            "of tenant 'default' runs 4 syscalls, and its quota is 4. It may go on when one of",
         ),
         (Barrier("max_running", Subject.of_tenant("acme"), 0, 0, None), "never, under this quota"),
         (
@@ -177,7 +177,7 @@ def test_who_has_what_it_waits_for_is_named_as_far_as_it_helps() -> None:
     tool = Resource.tool("org/search", agent="ada")
     shortage = Shortage(tool, 6, 6, None, tuple(each * 32 for each in "abcdef"))
     found = explain(WAITING[0], replace(BUSY, barrier=shortage))
-    assert "tool 'org/search' that agent 'ada' may have at once" in found.text
+    assert "tool 'org/search' that agent 'ada' of tenant 'default' may have at once" in found.text
     assert "aaaaaaaa, bbbbbbbb, cccccccc, dddddddd and 2 more" in found.text
 
 
@@ -193,7 +193,7 @@ def test_a_program_that_is_not_admitted_says_so() -> None:
     barrier = NotAdmitted(Subject.of_program("p", "ada"), ends_in_s=4.0)
     found = explain(WAITING[0], replace(BUSY, barrier=barrier))
     assert (found.rule, found.numbers["program"]) == ("program", "p")
-    assert "program 'p' of agent 'ada'" in found.text
+    assert "program 'p' of agent 'ada' of tenant 'default'" in found.text
 
 
 # A cut that was not made.
@@ -249,4 +249,5 @@ def test_programs_find_a_units_name_in_each_key_and_no_text_in_place_of_a_number
 
     assert all(name.replace("_", "a").isalnum() and name.islower() for name in numbers)
     texts = {name for name, value in numbers.items() if isinstance(value, str)}
-    assert texts <= {"state", "module", "agent", "program", "worker", "policy", "core", "scheduler"}
+    whose = {"tenant", "agent", "program"}
+    assert texts <= {"state", "module", "worker", "policy", "core", "scheduler", *whose}

@@ -99,6 +99,55 @@ def test_what_an_agent_asks_for_is_text() -> None:
     assert not {"\u202e", "\u200b", "\x85", "\U000e0041"} & set(page)
 
 
+@pytest.mark.parametrize(
+    ("thing", "goes", "words"),
+    [
+        (
+            BoundObject("delete", "file", "12", 3, 1, "ab" * 32, "file /reports/q3.md", 1234),
+            True,
+            "delete: file /reports/q3.md, version 3, 1234 bytes, sha256 abababababab",
+        ),
+        (
+            BoundObject("overwrite", "version", "12", 1, 1, "ab" * 32, "version 1 of /a.md", 1),
+            True,
+            "overwrite: version 1 of /a.md, 1 byte, sha256 abababababab",
+        ),
+        (
+            BoundObject("delete", "source", "13", 2, 1, "", "file /new.md", 5),
+            False,
+            "in its place: file /new.md, version 2, 5 bytes",
+        ),
+        (
+            BoundObject("rollback", "version", "12", 1, 1, "", "version 1 of /a.md", 5),
+            False,
+            "in its place: version 1 of /a.md, 5 bytes",
+        ),
+        (
+            BoundObject("delete", "tree", "7", 0, 4, "", "directory /reports"),
+            True,
+            "delete: directory /reports, 4 things in it",
+        ),
+        (
+            BoundObject("unshare", "links", "7", 0, 1, "", "links to /a.md"),
+            True,
+            "unshare: links to /a.md, 1 link",
+        ),
+        (
+            BoundObject(
+                "tool", "tool", "local/add", 0, 1, "0123456789ab", "a run of tool local/add"
+            ),
+            False,
+            "tool: a run of tool local/add, version 0123456789ab",
+        ),
+        (BoundObject("delete", "file", "12", 3), True, "delete: file 12, version 3"),
+    ],
+)
+def test_what_would_go_is_told_as_people_call_it(
+    thing: BoundObject, *, goes: bool, words: str
+) -> None:
+    assert (thing.goes, thing.words) == (goes, words)
+
+
 def test_ranges_are_those_of_the_api() -> None:
     policy, quota = ranges(PolicyChange), ranges(QuotaSetting)
 

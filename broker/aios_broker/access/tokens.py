@@ -31,10 +31,11 @@ TOKENS_OF_AGENT = f"""
      WHERE k.agent_id = %s AND {_GOOD} ORDER BY k.created_at
 """
 _ALL = f"""
-    SELECT k.digest AS id, t.name AS tenant, a.name AS agent, {_TOLD}
+    SELECT k.digest AS id, t.name AS tenant, a.name AS agent, {_TOLD},
+           extract(epoch FROM k.revoked_at)::float8 AS revoked_at
       FROM agent_token k JOIN agent a ON a.id = k.agent_id JOIN tenant t ON t.id = a.tenant_id
       LEFT JOIN agent b ON b.id = k.issued_by
-     WHERE {_GOOD} AND (%(tenant)s::text IS NULL OR t.name = %(tenant)s)
+     WHERE ({_GOOD}) = %(good)s AND (%(tenant)s::text IS NULL OR t.name = %(tenant)s)
        AND (%(agent)s::text IS NULL OR a.name = %(agent)s)
        AND (%(after)s::text[] IS NULL OR ARRAY[t.name, a.name, k.digest] > %(after)s::text[])
      ORDER BY t.name, a.name, k.digest LIMIT %(limit)s
@@ -56,7 +57,7 @@ _FORGET = f"""
 
 
 class KnownToken(Struct, frozen=True):
-    """A token that is good, without the token itself; `id`: its digest."""
+    """A token without the token itself; `id`: its digest."""
 
     id: str
     tenant: str
@@ -64,6 +65,7 @@ class KnownToken(Struct, frozen=True):
     issued_by: str  # the agent that asked for it; empty: the operator
     issued_at: float  # Unix time, s
     expires_at: float | None = None
+    revoked_at: float | None = None  # it, and one that has expired, is kept for two days
 
 
 async def known_tokens(
@@ -73,13 +75,14 @@ async def known_tokens(
     *,
     limit: int,
     after: tuple[str, str, str] | None = None,
+    good: bool = True,
 ) -> Sequence[KnownToken]:
-    """Return good tokens of a tenant, or of all, by agent.
+    """Return good tokens of a tenant, or of all, by agent; or those that are over.
 
     `after`: tenant, agent and id of the last one of the page before.
     """
     place = None if after is None else list(after)
-    values = {"tenant": tenant, "agent": agent, "limit": limit, "after": place}
+    values = {"tenant": tenant, "agent": agent, "limit": limit, "after": place, "good": good}
     await cursor.execute(_ALL, values)
     return [msgspec.convert(row._asdict(), KnownToken) for row in await cursor.fetchall()]
 

@@ -277,10 +277,24 @@ class Verdict(Struct, frozen=True, omit_defaults=True, tag="access.verdict"):
     why: str
 
 
+# What `count` counts of a kind, one and many; of others it is told as it is.
+_COUNTED = {
+    "tree": ("thing in it", "things in it"),
+    "notes": ("note", "notes"),
+    "grants": ("grant", "grants"),
+    "links": ("link", "links"),
+    "tokens": ("token", "tokens"),
+    "group": ("member or grant", "members and grants"),
+    "plan": ("step", "steps"),
+}
+_DIGITS_SHOWN = 12  # of a digest
+
+
 class BoundObject(Struct, frozen=True):
     """One thing that a call takes away, as it was when a person was asked about it.
 
-    Where it is another by the time that the call runs, a person is asked anew.
+    Where it is another by the time that the call runs, a person is asked anew; what it is called
+    then, and its size, are for who reads it.
     """
 
     operation: OperationClass  # how it goes
@@ -289,14 +303,38 @@ class BoundObject(Struct, frozen=True):
     version: int = 0
     count: int = 1  # of what it holds, where it is many
     digest: str = ""  # SHA-256, hex: of its content, or of the ids and versions of what it holds
+    name: str = ""  # as people call it, such as `file /a.md`; empty: asked by an older release
+    size_bytes: int | None = None
+
+    @property
+    def goes(self) -> bool:
+        """Whether it is gone afterwards; else it is what changes, runs, or comes instead."""
+        if self.kind == "plan" or self._comes:
+            return False
+        return self.operation not in ("privilege", "tool")
+
+    @property
+    def _comes(self) -> bool:
+        """Whether it is what comes in the place of another."""
+        return self.kind == "source" or (self.operation == "rollback" and self.kind == "version")
 
     @property
     def words(self) -> str:
-        """Return it as people read it, such as `delete: file 12, version 3`."""
-        told = [f"version {self.version}"] if self.version else []
-        told += [f"{self.count} in all"] if self.count > 1 else []
-        told += [f"sha256 {self.digest[:12]}"] if self.digest else []
-        return f"{self.operation}: " + ", ".join([f"{self.kind} {self.id}".rstrip(), *told])
+        """Return it as people read it, such as `delete: file /a.md, version 3, 120 bytes`."""
+        how = "in its place" if self._comes else self.operation
+        told = [self.name or f"{self.kind} {self.id}".rstrip()]
+        if self.version and not (self.name and self.kind == "version"):
+            told.append(f"version {self.version}")
+        if self.kind in _COUNTED:
+            told.append(f"{self.count} {_COUNTED[self.kind][self.count != 1]}")
+        elif self.count > 1 and self.size_bytes is None:
+            told.append(f"{self.count} in all")
+        if self.size_bytes is not None:
+            told.append(f"{self.size_bytes} byte{'' if self.size_bytes == 1 else 's'}")
+        if self.digest:
+            what = "version" if self.kind == "tool" else "sha256"
+            told.append(f"{what} {self.digest[:_DIGITS_SHOWN]}")
+        return f"{how}: {', '.join(told)}"
 
 
 class Approval(Struct, frozen=True, omit_defaults=True):

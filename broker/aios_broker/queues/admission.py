@@ -96,7 +96,9 @@ class Resource:
     @property
     def words(self) -> str:
         """Return it as people say it."""
-        owner = f"agent {self.agent!r}" if self.agent else f"tenant {self.tenant!r}"
+        owner = f"tenant {self.tenant!r}"
+        if self.agent:
+            owner = f"agent {self.agent!r} of {owner}"
         match self.kind:
             case "tool" if self.tenant:
                 return f"one of the places at tool {self.name!r} that {owner} may have at once"

@@ -29,7 +29,7 @@ class BudgetStanding:
     def words(self) -> str:
         """Return it as people say it."""
         spent = shown(self.spent_nano, self.budget.currency)
-        return f"{self.subject.words}: {spent} of {self.budget} this {self.window}"
+        return f"{self.subject.full_words}: {spent} of {self.budget} this {self.window}"
 
 
 async def tightest_budgets(

@@ -97,6 +97,12 @@ class Subject:
         name = self.agent if self.scope == "agent" and self.agent else self.tenant
         return f"every {self.scope}" if name == ANYBODY else f"{self.scope} {name!r}"
 
+    @property
+    def full_words(self) -> str:
+        """Return it as people say it who see agents of several tenants."""
+        is_named = self.scope != "tenant" and self.tenant != ANYBODY
+        return f"{self.words} of tenant {self.tenant!r}" if is_named else self.words
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:

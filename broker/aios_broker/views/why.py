@@ -116,6 +116,7 @@ def explain(job: JobView, around: Surroundings) -> Explanation:
     common: dict[str, Number] = {
         "state": job.state,
         "module": job.module,
+        "tenant": job.metadata.tenant,
         "agent": job.metadata.agent,
         "program": job.metadata.program,
         "nice": job.metadata.nice,
@@ -289,7 +290,7 @@ def _barred(_job: JobView, around: Surroundings) -> Explanation | None:
         case NotAdmitted(program=program, ends_in_s=ends_in_s):
             return Explanation(
                 "program",
-                f"The policy does not admit {program.words} now.",
+                f"The policy does not admit {program.full_words} now.",
                 {"program": program.program, "for_another_s": round(ends_in_s, 3)},
                 "`aios policy` shows the policy; it is admitted when others have ended",
             )
@@ -321,7 +322,7 @@ def _short_of(shortage: Shortage) -> Explanation:
 
 
 def _over_quota(barrier: Barrier) -> Explanation:
-    who, most = barrier.subject.words, f"{barrier.most:g}"
+    who, most = barrier.subject.full_words, f"{barrier.most:g}"
     opens_in = None if barrier.opens_in_s is None else seconds(barrier.opens_in_s)
     when = f"in {opens_in}" if opens_in else "never, under this quota"
     if barrier.limit == "max_running":
@@ -344,7 +345,7 @@ def _over_quota(barrier: Barrier) -> Explanation:
 
 
 def _over_budget(barrier: Barrier) -> Explanation:
-    who, window = barrier.subject.words, BUDGET_WINDOWS[barrier.limit]
+    who, window = barrier.subject.full_words, BUDGET_WINDOWS[barrier.limit]
     spent, most = (shown(int(each), barrier.currency) for each in (barrier.used, barrier.most))
     opens_in = seconds(barrier.opens_in_s or 0.0)
     text = f"{who} has spent {spent} this {window} (UTC), and its budget is {most}"
@@ -411,7 +412,7 @@ def _ordered(job: JobView, around: Surroundings) -> Explanation:
         return Explanation(
             "next", f"{plural(slots - busy, 'slot')} free: a worker is about to take it.", numbers
         )
-    who = ", ".join(f"{other.metadata.agent} ({short_id(other.job_id)})" for other in running)
+    who = ", ".join(f"{_whose(other)} ({short_id(other.job_id)})" for other in running)
     before = {0: "it is next", 1: "1 syscall goes before it"}
     ends = (
         "a slot is freed when one of them ends"
@@ -428,3 +429,7 @@ def _ordered(job: JobView, around: Surroundings) -> Explanation:
         text += f" {short_id(uncut.job_id)} was not interrupted: {_uncut_words(uncut.uncut)}."
         numbers |= _uncut_numbers(uncut.uncut)
     return Explanation("order", text, numbers)
+
+
+def _whose(job: JobView) -> str:
+    return f"{job.metadata.tenant}/{job.metadata.agent}"

@@ -1,6 +1,6 @@
 """Who holds what: tokens, groups, grants; and what the operator says of agents and tenants."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -17,6 +17,12 @@ from aios_kernel_api.rest.views import OwnerQuery, Page, cut_page, tenant_of, wh
 
 OPERATOR = "operator:"
 Tenant = Annotated[TenantName, Meta(description="whose agent it is")]
+
+
+class TokenQuery(OwnerQuery, frozen=True, kw_only=True):
+    """Which tokens; `over`: revoked or expired, within two days."""
+
+    state: Literal["good", "over"] = "good"
 
 
 class OneAgent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,8 +77,8 @@ class SuspensionEnd(Struct, frozen=True):
     changed: bool
 
 
-async def tokens(asked: Asked[OwnerQuery, None]) -> Page[KnownToken]:
-    """Return tokens that are good."""
+async def tokens(asked: Asked[TokenQuery, None]) -> Page[KnownToken]:
+    """Return tokens that are good, or those that are over."""
     query = asked.query
     whose = whose_of(asked.caller, query.tenant, query.agent)
     after = None
@@ -84,7 +90,12 @@ async def tokens(asked: Asked[OwnerQuery, None]) -> Page[KnownToken]:
         after = tenant, agent, token
     async with asked.kernel.needed_store.as_steward() as cursor:
         found = await known_tokens(
-            cursor, whose.tenant, whose.agent, limit=query.limit + 1, after=after
+            cursor,
+            whose.tenant,
+            whose.agent,
+            limit=query.limit + 1,
+            after=after,
+            good=query.state == "good",
         )
     return cut_page(found, query.limit, lambda one: f"{one.tenant}/{one.agent}/{one.id}")
 
@@ -147,9 +158,10 @@ OPERATIONS = (
             path="/v1/tokens",
             tag="Access",
             words="List tokens that are good, without the tokens themselves",
-            more="They are made and taken back by agents' syscalls, and on the kernel's machine.",
+            more="They are made and taken back by agents' syscalls, and on the kernel's machine. "
+            "`state=over`: those that were revoked or have expired, for two days.",
             scope="agent",
-            query=OwnerQuery,
+            query=TokenQuery,
             answers={200: Answer(words="Tokens, by agent", kind=Page[KnownToken])},
             errors=(404,),
         ),

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -33,6 +33,7 @@ from aios_broker.access.requests import AgentRules
 from aios_broker.comparing import Pair
 from aios_broker.contract.access import BoundObject, OperationClass
 
+_NOT_BOUND = ("name", "size_bytes")
 Diff = Callable[[], Awaitable[Pair | str]]  # texts are compared when the transaction is over
 
 
@@ -45,6 +46,9 @@ class Seen:
     version: int = 0
     count: int = 1  # of what it holds, where it is many
     digest: str = ""  # SHA-256, hex: of its content, or of the ids and versions of what it holds
+    # For who decides; an approval is not bound to them: what is above says which thing it is.
+    name: str = field(default="", compare=False)  # as people call it, such as `file /a.md`
+    size_bytes: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,7 @@ class Irreversible:
     @property
     def bound(self) -> tuple[BoundObject, ...]:
         """The objects with how they go: seen as one thing, none of them goes as another."""
-        return tuple(
-            BoundObject(self.operation, each.kind, each.id, each.version, each.count, each.digest)
-            for each in self.objects
-        )
+        return tuple(BoundObject(self.operation, each.kind, *_told(each)) for each in self.objects)
 
     def asks(self, rules: AgentRules) -> bool:
         """Whether a person is asked under these rules."""
@@ -100,12 +101,24 @@ class Takings:
         return "; ".join(each.what for each in self.taken)
 
 
-def bound_objects(taken: Sequence[Irreversible]) -> list[dict[str, Any]]:
-    """Return, as JSON types, what an approval for all of these is bound to."""
+def _told(seen: Seen) -> tuple[Any, ...]:
+    return seen.id, seen.version, seen.count, seen.digest, seen.name, seen.size_bytes
+
+
+def shown_objects(taken: Sequence[Irreversible]) -> list[dict[str, Any]]:
+    """Return, as JSON types, what all of these take, with all that a person is told of it."""
     objects: list[dict[str, Any]] = msgspec.to_builtins(
         [one for each in taken for one in each.bound]
     )
     return objects
+
+
+def bound_objects(taken: Sequence[Irreversible]) -> list[dict[str, Any]]:
+    """Return the same without what no approval is bound to."""
+    return [
+        {name: value for name, value in one.items() if name not in _NOT_BOUND}
+        for one in shown_objects(taken)
+    ]
 
 
 def digest_of_parts(parts: Iterable[object]) -> str:

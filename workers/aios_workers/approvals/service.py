@@ -49,6 +49,7 @@ from aios_workers.approvals.irreversible import (
     Irreversible,
     Takings,
     bound_objects,
+    shown_objects,
 )
 from aios_workers.runtime.executor import Outcome, Parked
 
@@ -72,7 +73,7 @@ _FIND = f"""
 # A new id: what was seen under the old one is decided by nobody any more.
 _ASK_ANEW = """
     UPDATE approval SET id = %(id)s, state = 'waiting', operation = %(operation)s, what = %(what)s,
-           objects = %(objects)s, diff = %(diff)s, asked_at = now(), decided_by = '',
+           objects = %(shown)s, diff = %(diff)s, asked_at = now(), decided_by = '',
            decided_by_agent = NULL, decided_at = NULL, reason = '', resumed_at = NULL,
            announced_at = NULL, expires_at = now() + %(ttl)s * interval '1 second'
      WHERE job_id = %(job)s AND agent_id = %(agent)s AND kind = %(kind)s
@@ -85,7 +86,7 @@ _ASK = """
     INSERT INTO approval (id, tenant_id, agent_id, job_id, module, kind, operation, arguments,
                           arguments_sha256, asked_sha256, what, objects, diff, state, expires_at)
     VALUES (%(id)s, %(tenant)s, %(agent)s, %(job)s, %(module)s, %(kind)s, %(operation)s,
-            %(arguments)s, %(sha)s, %(asked)s, %(what)s, %(objects)s, %(diff)s, 'waiting',
+            %(arguments)s, %(sha)s, %(asked)s, %(what)s, %(shown)s, %(diff)s, 'waiting',
             now() + %(ttl)s * interval '1 second')
     ON CONFLICT (job_id, agent_id, asked_sha256) DO UPDATE SET resumed_at = NULL
      WHERE approval.agent_id = excluded.agent_id
@@ -185,6 +186,7 @@ class ApprovalService:
             "sha": arguments_sha256(body),
             "what": takings.what,
             "objects": Jsonb(objects),
+            "shown": Jsonb(shown_objects(takings.taken)),
             "diff": await self._shown(agent, takings),
             "ttl": min(self._ttl_s, syscall.deadline_s),
         }

@@ -1,7 +1,7 @@
 """Agents: what each may do, holds and shares; and what the operator says of them."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from msgspec import Struct, structs
 from starlette.requests import Request
@@ -9,6 +9,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from aios_broker.access.rights import KnownAgent
+from aios_broker.access.tokens import KnownToken
 from aios_broker.contract.errors import UnknownAgent
 from aios_broker.queues.quota import ANYBODY
 from aios_kernel_api.identity import Caller, caller_of
@@ -28,6 +29,7 @@ from aios_kernel_api.rest.settings import QuotaLine
 from aios_kernel_api.rest.views import Page, Place, Who
 
 PAGE_LENGTH = 50
+TOKENS_SHOWN = 10  # of an agent; its older ones are folded
 
 
 class AccessQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +42,16 @@ class AccessQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def following(self, path: str, after: str) -> str:
         """Return the address of the page that goes on behind one."""
         return address_of(path, structs.replace(self, after=after))
+
+
+class TokenListQuery(AccessQuery, frozen=True, kw_only=True):
+    """Of whom, which page, and whether of tokens that are good."""
+
+    state: Literal["good", "over"] = "good"
+
+    def in_state(self, state: Literal["good", "over"]) -> str:
+        """Return the address of the first page of the others, or of these."""
+        return address_of("/tokens", structs.replace(self, state=state, after=None))
 
 
 async def view(request: Request) -> Response:
@@ -81,11 +93,13 @@ async def view_one(request: Request) -> Response:
         "decisions/agent.html",
         one=one,
         suspensions=_stopping(one, await _suspensions(kernel, caller)),
-        tokens=await ask(kernel, caller, rights.tokens, query=first),
+        tokens=await _tokens(kernel, caller, first),
+        over=await _tokens(kernel, caller, {**first, "state": "over"}),
         groups=await ask(kernel, caller, rights.groups, query=first),
         grants=await ask(kernel, caller, rights.grants, query=first),
         quotas=[line for line in quotas.items if _concerns(line, one)],
         limits=LIMITS,
+        shown=TOKENS_SHOWN,
     )
 
 
@@ -108,11 +122,15 @@ async def set_right(request: Request, form: Form) -> Response:
     return _back(form)
 
 
-def _lists(path: str, handler: Callable[[Asked[Any, Any]], Awaitable[Page[Any]]]) -> Route:
+def _lists(
+    path: str,
+    handler: Callable[[Asked[Any, Any]], Awaitable[Page[Any]]],
+    kind: type[AccessQuery] = AccessQuery,
+) -> Route:
     """Return the route of a plain list of what agents hold."""
 
     async def view_list(request: Request) -> Response:
-        query = query_from(dict(request.query_params), AccessQuery)
+        query = query_from(dict(request.query_params), kind)
         kernel, caller = kernel_of(request), caller_of(request)
         found = await ask(kernel, caller, handler, query=await _page(kernel, caller, query))
         return await page(
@@ -128,9 +146,18 @@ def _lists(path: str, handler: Callable[[Asked[Any, Any]], Awaitable[Page[Any]]]
     return shows(path, view_list)
 
 
+async def _tokens(kernel: Kernel, caller: Caller, wanted: Mapping[str, str]) -> Page[KnownToken]:
+    """Return tokens of an agent, the newest first."""
+    found = await ask(kernel, caller, rights.tokens, query=wanted)
+    newest = sorted(found.items, key=lambda one: one.issued_at, reverse=True)
+    return structs.replace(found, items=newest)
+
+
 async def _page(kernel: Kernel, caller: Caller, query: AccessQuery) -> dict[str, str]:
     tenant = await meant_tenant(kernel, caller, query.tenant, query.agent)
     wanted = {"tenant": tenant, "agent": query.agent, "after": query.after}
+    if isinstance(query, TokenListQuery):
+        wanted["state"] = query.state
     return {
         "limit": str(PAGE_LENGTH),
         **{name: value for name, value in wanted.items() if value is not None},
@@ -175,7 +202,7 @@ def _concerns(line: QuotaLine, agent: KnownAgent) -> bool:
 ROUTES = [
     shows("/agents", view),
     shows("/agents/{tenant}/{agent:path}", view_one),
-    _lists("/tokens", rights.tokens),
+    _lists("/tokens", rights.tokens, TokenListQuery),
     _lists("/groups", rights.groups),
     _lists("/grants", rights.grants),
     changes("/suspensions", suspend),

@@ -30,6 +30,7 @@ class Effect:
 
     operations: Mapping[str, int]  # by the class of what they do: delete, overwrite ...
     objects: Sequence[str]  # all that would go, in words
+    about: Sequence[str]  # what would change, run, or come instead
     others: int  # that are decided already, or over
 
 
@@ -69,9 +70,11 @@ async def decide(request: Request, form: Form) -> Response:
 def summed_up(found: Sequence[Approval]) -> Effect:
     """Return what those that wait would do, together."""
     waiting = [one for one in found if one.state == "waiting"]
+    things = [thing for one in waiting for thing in one.objects]
     return Effect(
         dict(Counter(one.operation for one in waiting).most_common()),
-        [thing.words for one in waiting for thing in one.objects],
+        [thing.words for thing in things if thing.goes],
+        [thing.words for thing in things if not thing.goes],
         len(found) - len(waiting),
     )
 

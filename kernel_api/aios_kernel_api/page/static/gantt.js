@@ -182,7 +182,7 @@ export class Picture {
         pen.save();
         pen.clip();
         pen.fillStyle = this.dark.matches ? "#fff" : "#000";
-        pen.fillText(`${each.agent}/${each.program}`, left + before + 4, top + 2);
+        pen.fillText(`${each.tenant}/${each.agent} ${each.program}`, left + before + 4, top + 2);
         pen.restore();
       }
       if (each.number === this.chosen) {
@@ -212,7 +212,7 @@ export class Picture {
     const ended = each.ends_ms === null ? "runs" : (HOW[each.ended_by] ?? each.ended_by);
     const time = each.begins_ms ? `, ${seconds(lasted)}` : "";
     this.say(
-      `${each.agent}/${each.program}: ${each.kind} ${each.job_id.slice(0, 8)} ${ended}${time}` +
+      `${each.tenant}/${each.agent} ${each.program}: ${each.kind} ${each.job_id.slice(0, 8)} ${ended}${time}` +
         (each.tokens ? `, ${each.tokens} tokens` : "") +
         ` on ${each.worker}${each.core ? `, core ${each.core}` : ""}` +
         (each.goes_on ? ", it went on from an earlier slice" : ""),

@@ -216,7 +216,7 @@ async def share_object(
         if body.ttl_s is not None:
             what += f", for {body.ttl_s:g} s"
         ended = await end_unfounded(work, whose)
-        seen = (_seen_grants(target, narrowed + ended),)
+        seen = (_seen_grants(target, narrowed + ended, shown),)
         what += _with_passed_on(ended)
         await work.take(Irreversible("unshare", what, seen, scratch=scratch))
     await work.enter(
@@ -244,7 +244,7 @@ async def unshare_object(
         ended = await end_unfounded(work, whose)
         what = f"no longer share {shown} with {body.agent or body.group or 'everybody'}"
         what += _with_passed_on(ended)
-        seen = (_seen_grants(target, held + ended),)
+        seen = (_seen_grants(target, held + ended, shown),)
         await work.take(Irreversible("unshare", what, seen, scratch=scratch))
     return len(rows)
 
@@ -252,7 +252,8 @@ async def unshare_object(
 async def seen_on_directories(work: Work[Body], directories: Sequence[int]) -> Seen | None:
     """Return the grants, of whoever, on these directories; None: there is none."""
     rows = await work.kernel_rows(_ON_DIRECTORIES, ([str(each) for each in directories],))
-    return _seen_grants(("directory", " ".join(map(str, directories))), rows) if rows else None
+    target: ObjectId = ("directory", " ".join(map(str, directories)))
+    return _seen_grants(target, rows, "directories above it") if rows else None
 
 
 def _with_passed_on(ended: Sequence[object]) -> str:
@@ -267,10 +268,11 @@ def _covers(new: Any, old: Any) -> bool:  # noqa: ANN401  rows
     return lasts and verbs >= frozenset(old.verbs)
 
 
-def _seen_grants(target: ObjectId, rows: Sequence[Any]) -> Seen:
+def _seen_grants(target: ObjectId, rows: Sequence[Any], shown: str) -> Seen:
     parts = sorted((row.id, *sorted(row.verbs), row.expires_at or 0.0) for row in rows)
     digest = digest_of_parts(parts)
-    return Seen("grants", " ".join(target), count=len(rows), digest=digest)
+    called = f"grants on {shown}"
+    return Seen("grants", " ".join(target), count=len(rows), digest=digest, name=called)
 
 
 async def _grantee(work: Sharing | Unsharing) -> tuple[int | None, int | None]:

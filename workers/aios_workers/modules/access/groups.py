@@ -102,7 +102,8 @@ async def delete(work: Work[AccessGroupDelete]) -> Acknowledged:
         "grants to it"
     )
     count = inside.members + inside.grants
-    seen = Seen("group", str(group.id), count=count, digest=inside.digest)
+    called = f"group {work.body.group}"
+    seen = Seen("group", str(group.id), count=count, digest=inside.digest, name=called)
     await work.take(Irreversible("privilege", what, (seen,)))
     members = [row.agent_id for row in await work.kernel_rows(_MEMBERS_OF, (group.id,))]
     await work.cursor.execute(_DELETE, (group.id,))
@@ -117,7 +118,8 @@ async def add(work: Work[AccessGroupAdd]) -> Acknowledged:
     group = await _administered(work)
     role = await _role(work, group.id, member.id)
     what = f"make agent {body.agent} {body.role} of group {body.group}"
-    await work.take(Irreversible("privilege", what, (_seen_member(group.id, member.id, role),)))
+    seen = _seen_member(body, group.id, member.id, role)
+    await work.take(Irreversible("privilege", what, (seen,)))
     await work.cursor.execute(_JOIN, (group.id, member.id, body.role))
     return Acknowledged()
 
@@ -135,7 +137,7 @@ async def remove(work: Work[AccessGroupRemove]) -> Acknowledged:
     await end_unfounded(work, givers=[member.id])
     if rows and member.id != work.agent.id:
         what = f"take agent {body.agent} out of group {body.group}"
-        seen = _seen_member(group.id, member.id, rows[0].role)
+        seen = _seen_member(body, group.id, member.id, rows[0].role)
         await work.take(Irreversible("privilege", what, (seen,)))
     return Acknowledged(changed=bool(rows))
 
@@ -146,8 +148,12 @@ async def _role(work: OneGroup, group: int, member: int) -> str:
     return str(rows[0].role) if rows else ""
 
 
-def _seen_member(group: int, member: int, role: str) -> Seen:
-    return Seen("member", f"group {group} agent {member} {role or 'no member'}")
+def _seen_member(
+    body: AccessGroupAdd | AccessGroupRemove, group: int, member: int, role: str
+) -> Seen:
+    had = role or "no member"
+    called = f"what agent {body.agent} is in group {body.group}, so far {had}"
+    return Seen("member", f"group {group} agent {member} {had}", name=called)
 
 
 async def _found(work: OneGroup) -> Any:  # noqa: ANN401  a row

@@ -75,7 +75,8 @@ async def register(asked: Asked[AccessRegister]) -> TokenIssued:
         is_done = await work.kernel_rows(_IS_ISSUED, issued)
         if not is_done and (body.administrator or not made):  # done: its worker could not answer
             what = await _what_is_given(work, None if made else named)
-            seen = Seen("identity", f"agent {named if not made else body.agent}")
+            called = f"the identity of agent {body.agent}"
+            seen = Seen("identity", f"agent {named if not made else body.agent}", name=called)
             await work.take(Irreversible("privilege", what, (seen,)))
         if not is_done and body.administrator:
             await work.kernel_rows(_MAKE_ADMINISTRATOR, (named,))
@@ -108,9 +109,8 @@ async def revoke_token(asked: Asked[AccessRevokeToken]) -> Acknowledged:
         await cursor.execute("SET LOCAL ROLE aios_steward")
         revoked = await revoke_tokens(cursor, named.id)
         if revoked and named.id != agent.id:
-            seen = Seen(
-                "tokens", str(named.id), count=len(revoked), digest=digest_of_parts(revoked)
-            )
+            digest, called = digest_of_parts(revoked), f"tokens of agent {body.agent}"
+            seen = Seen("tokens", str(named.id), count=len(revoked), digest=digest, name=called)
             what = f"make all {len(revoked)} tokens of agent {body.agent} worthless"
             await work.take(Irreversible("privilege", what, (seen,)))
         await work.enter(f"agent {body.agent}", {})

@@ -49,7 +49,9 @@ async def set_rule(work: Work[bodies.AccessSetRule]) -> Acknowledged:
         raise identity.denied("setting rules")
     what = f"rule for {body.operation} of {body.agent or 'all agents'}: {body.rule}"
     before = (await requests.own_rule(cursor, work.agent, whose, body.operation)) or "none"
-    seen = Seen("rule", f"{body.operation} of {body.agent or 'all agents'}: {before}")
+    whose_rule = f"{body.operation} of {body.agent or 'all agents'}"
+    called = f"the rule for {whose_rule}, so far {before}"
+    seen = Seen("rule", f"{whose_rule}: {before}", name=called)
     await work.take(Irreversible("privilege", what, (seen,)))
     await work.ask()  # under the rules of before
     changed = await requests.set_rule(cursor, work.agent.tenant, whose, body.operation, body.rule)

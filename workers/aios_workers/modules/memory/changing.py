@@ -235,7 +235,8 @@ async def clear(work: Work[MemoryClear]) -> Acknowledged:
     if gone.notes:
         which = f"{gone.notes} of the" if narrowing else f"all {gone.notes}"
         what = f"delete {which} notes of {work.agent.name}"
-        seen = Seen("notes", str(work.agent.id), count=gone.notes, digest=gone.digest)
+        called = f"notes of agent {work.agent.name}"
+        seen = Seen("notes", str(work.agent.id), count=gone.notes, digest=gone.digest, name=called)
         await work.take(Irreversible("clear", what, (seen,)))
         await work.ask()
     await work.services.blocks.of(work.agent).drop()
@@ -431,6 +432,9 @@ async def _entered(work: AnyWork, owner: AgentRow, row: Any, operation: Operatio
     if lost := await enter_version(work.cursor, *entered):
         numbers = ", ".join(map(str, lost))
         what = f"push version {numbers} of note {note.id} out of the {KEPT_VERSIONS} that are kept"
-        seen = tuple(Seen("version", note.id, each) for each in lost)
+        seen = tuple(
+            Seen("version", note.id, each, name=f"version {each} of note {note.id}")
+            for each in lost
+        )
         await work.take(Irreversible("overwrite", what, seen))
     return note

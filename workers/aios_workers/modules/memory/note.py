@@ -20,6 +20,7 @@ from aios_workers.search.numbers import as_jsonb
 
 Lock = Literal["", "FOR SHARE", "FOR UPDATE"]
 Operation = Literal["add", "update", "rollback", "evolve", "undo"]
+SHOWN_CHARACTERS = 60  # of its beginning, to who decides about it
 KEPT_VERSIONS = 100  # of a note; older ones go with the next change
 
 _UNSEEN = ("tenant_id", "program", "turn", "old_bytes", "words", "length", "model_id", "vector")
@@ -105,7 +106,9 @@ async def fetch_notes(
 def seen_note(note: Note) -> Seen:
     """Return a note as an approval is bound to it."""
     digest = digest_of_parts([msgspec.to_builtins(body_of(note))])
-    return Seen("note", note.id, note.version, digest=digest)
+    begins = note.content[:SHOWN_CHARACTERS]
+    begins += "" if begins == note.content else " ..."
+    return Seen("note", note.id, note.version, digest=digest, name=f"note {note.id}, {begins!r}")
 
 
 async def enter_version(

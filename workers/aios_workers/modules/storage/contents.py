@@ -16,7 +16,14 @@ from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound
 from aios_broker.contract.limits import limit_met
 from aios_broker.contract.storage import MAX_FILE_BYTES, Encoding
 from aios_workers.approvals.irreversible import Seen
-from aios_workers.modules.storage.namespace import FILE, AnyWork, Node, node_of, seen_file
+from aios_workers.modules.storage.namespace import (
+    FILE,
+    AnyWork,
+    Node,
+    node_of,
+    seen_file,
+    seen_version,
+)
 
 VersionOperation = Literal["create", "write", "append", "copy", "rollback"]
 
@@ -277,7 +284,7 @@ async def _push_out(work: AnyWork, file: Node, values: dict[str, Any]) -> None:
         goes_on = row.next_operation == "append" and is_safe
         is_safe = row.is_kept or row.size_bytes == 0 or goes_on
         if not is_safe:
-            lost.append(Seen("version", str(file.id), row.version, digest=row.sha256))
+            lost.append(seen_version(file, row.version, row.sha256, row.size_bytes))
     if lost:
         numbers = ", ".join(str(each.version) for each in reversed(lost))
         what = f"push version {numbers} of {file.path} out of the {values['keep']} that are kept"

@@ -72,6 +72,7 @@ from aios_workers.modules.storage.namespace import (
     on_namespace,
     permitted_path,
     seen_file,
+    seen_version,
     taken,
     unversioned,
 )
@@ -311,7 +312,7 @@ async def rollback(work: FileWork[StorageRollback]) -> Entry:
             now = await content_of(work, file)
             return texts_of(now, old, file.path, file.path) or ""
 
-        seen = (seen_file(file), Seen("version", str(file.id), version, digest=row.sha256))
+        seen = (seen_file(file), seen_version(file, version, row.sha256, len(old)))
         lossy = not work.is_scratch(file.path)
         await work.take_at("rollback", what, file.path, seen, lossy=lossy, diff=shown_to_person)
     return entry_of(await add_version(work, file, old, "rollback"), work.owner)
@@ -396,7 +397,8 @@ async def unshare(work: FileWork[StorageUnshare]) -> Entry:
         rows = await work.rows(_DROP_LINKS, {"file": node.id, "owner": work.owner.id})
         if links := sorted(row.digest for row in rows if row.opens):
             what = f"make {len(links)} links to {node.path} worthless"
-            seen = Seen("links", str(node.id), count=len(links), digest=digest_of_parts(links))
+            told, called = digest_of_parts(links), f"links to {node.path}"
+            seen = Seen("links", str(node.id), count=len(links), digest=told, name=called)
             await work.take_at("unshare", what, node.path, (seen,))
     return entry_of(node, work.owner)
 

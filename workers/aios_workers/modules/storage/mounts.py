@@ -244,7 +244,14 @@ async def _seen(work: AnyWork, resolved: ResolvedPath, entry: HostEntry) -> Seen
     if not entry.is_directory:
         read = host_directory(work, resolved).read
         content, _ = await asyncio.to_thread(read, resolved.inner, 0, LARGEST_FILE_BYTES)
-    return Seen("mounted", resolved.path, count=entry.size_bytes, digest=digest_of(content))
+    return Seen(
+        "mounted",
+        resolved.path,
+        count=entry.size_bytes,
+        digest=digest_of(content),
+        name=f"{'directory' if entry.is_directory else 'file'} {resolved.path} on the host",
+        size_bytes=entry.size_bytes,
+    )
 
 
 async def entry_or_none(work: AnyWork, resolved: ResolvedPath) -> HostEntry | None:

@@ -322,7 +322,7 @@ async def _clear_target(
 def _source_of(work: AnyWork, file: Node) -> Seen:
     """Return a file as what takes another's place: it is not the one that goes."""
     number = "" if file.id in work.pending.made_files else str(file.id)
-    return Seen("source", number, file.version, digest=file.sha256)
+    return replace(seen_file(file), kind="source", id=number)
 
 
 async def _take_reach(work: AnyWork, node: Node, out_of: Node | None, into: Node) -> None:
@@ -416,7 +416,8 @@ async def _take_tree(work: AnyWork, directory: Node, inside: Any, what: str) -> 
     if inside.mounts:
         held += f", and {inside.mounts} mounted"
     number = directory.path if is_made else str(directory.id)
-    seen = Seen("tree", number, count=inside.going, digest=inside.digest)
+    called = f"directory {directory.path}"
+    seen = Seen("tree", number, count=inside.going, digest=inside.digest, name=called)
     await work.take_at(
         "delete",
         f"{what} of {work.owner.name} with {held}",
@@ -438,7 +439,8 @@ async def _put(work: AnyWork, target: ResolvedPath, content: bytes) -> Node:
         directory = await directory_for(work, target)
         return await insert_file(work, directory.id, target.path, content, "copy")
     check_unlocked(work, target.file)
-    source = Seen("source", "", digest=digest_of(content))
+    size = len(content)
+    source = Seen("source", "", digest=digest_of(content), name="what is copied", size_bytes=size)
     await take_content(work, target.file, content, source)
     return await add_version(work, target.file, content, "copy")
 

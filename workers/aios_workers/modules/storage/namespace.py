@@ -222,7 +222,20 @@ class ResolvedPath:
 
 def seen_file(file: Node) -> Seen:
     """Return a file as an approval is bound to it: its number and version say all its content."""
-    return Seen("file", str(file.id), file.version, digest=file.sha256)
+    return Seen(
+        "file",
+        str(file.id),
+        file.version,
+        digest=file.sha256,
+        name=f"file {file.path}",
+        size_bytes=file.size_bytes,
+    )
+
+
+def seen_version(file: Node, version: int, sha256: str, size_bytes: int) -> Seen:
+    """Return a version of a file as an approval is bound to it."""
+    called = f"version {version} of {file.path}"
+    return Seen("version", str(file.id), version, digest=sha256, name=called, size_bytes=size_bytes)
 
 
 def node_of(row: Any) -> Node:  # noqa: ANN401  a row of psycopg's

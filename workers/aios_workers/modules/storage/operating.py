@@ -172,7 +172,8 @@ def _show_plan(work: Work[StorageOperate], plan: Plan) -> None:
         for number, step in enumerate(plan.steps, start=1)
     ]
     what = f"run a plan of {len(plan.steps)} steps on files of {work.agent.name}"
-    seen = Seen("plan", _key(work), count=len(lines), digest=digest_of_parts(lines))
+    told = digest_of_parts(lines)
+    seen = Seen("plan", _key(work), count=len(lines), digest=told, name="the plan as a whole")
     shown = Irreversible(taken[0].operation, what, (seen,), lossy=False, diff="\n".join(lines))
     taken.insert(0, shown)
 

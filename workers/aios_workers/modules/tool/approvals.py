@@ -61,7 +61,8 @@ class ToolApprovals:
         store, service = self._now()
         agent = await store.vouched(syscall.agent, syscall.tenant)
         told = msgspec.json.encode(arguments).decode()[:MOST_SHOWN]
-        seen = Seen("tool", card.name, digest=card.version)
+        called = f"a run of tool {card.name}"
+        seen = Seen("tool", card.name, digest=card.version, name=called)
         takes = Irreversible("tool", f"run {card.name} with {told}", (seen,))
         try:
             async with store.as_agent(agent) as cursor:
