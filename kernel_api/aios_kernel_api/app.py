@@ -37,6 +37,7 @@ from aios_kernel_api.rest import (
     session,
     settings,
     syscalls,
+    tools,
     views,
 )
 
@@ -56,7 +57,13 @@ DOORS: tuple[Door, ...] = (
     Door(syscalls.ROUTES, Rules(problem)),
     Door(files.ROUTES, Rules(problem)),
     Door(
-        (*views.ROUTES, *settings.ROUTES, *access.ROUTES, *rights.ROUTES),
+        (
+            *views.ROUTES,
+            *settings.ROUTES,
+            *access.ROUTES,
+            *rights.ROUTES,
+            *tools.ROUTES,
+        ),
         Rules(problem, asks_rights=True),
     ),
     Door((*files.PUBLIC_ROUTES, *description.ROUTES), Rules(problem, is_public=True)),

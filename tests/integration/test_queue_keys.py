@@ -100,6 +100,7 @@ OF_OURS = {
     "ghosts:{q}",
     "last_core:{program}",
     "exec_sessions:{tenant}",
+    "exec_tenants",
     "exec_host:{host}",
     "exec_inbox:{host}",
     "tool_cards",

@@ -61,6 +61,12 @@ class SessionRecords:
         records = map(_decoder.decode, found[1::2])
         return sorted(records, key=lambda one: (one.session.opened_at, one.session.id))
 
+    async def all(self) -> dict[str, list[SessionRecord]]:
+        """Return those of all tenants that have any."""
+        names = await self._connection.execute("SMEMBERS", self._tenants)
+        found = {name: await self.of_tenant(name) for name in sorted(map(bytes.decode, names))}
+        return {tenant: records for tenant, records in found.items() if records}
+
     async def one(self, owner: Owner, session_id: str) -> SessionRecord | None:
         """Return a session of this agent; None: it has none of that id."""
         found = await self._connection.execute("HGET", self._of(owner.tenant), session_id)
@@ -72,11 +78,16 @@ class SessionRecords:
         await self._connection.execute(
             "HSET", self._of(tenant), record.session.id, msgspec.json.encode(record)
         )
+        await self._connection.execute("SADD", self._tenants, tenant)
 
     async def forget(self, tenant: str, *session_ids: str) -> None:
         """Take sessions away."""
         if session_ids:
             await self._connection.execute("HDEL", self._of(tenant), *session_ids)
+            # In this order: a session that is written down meanwhile is found in any case.
+            await self._connection.execute("SREM", self._tenants, tenant)
+            if await self._connection.execute("EXISTS", self._of(tenant)):
+                await self._connection.execute("SADD", self._tenants, tenant)
 
     async def living(self, host: str) -> None:
         """Say that a host lives."""
@@ -102,6 +113,10 @@ class SessionRecords:
             "BLPOP", self._inbox(host), str(wait_s), timeout_s=wait_s + HOST_MS / 1000
         )
         return None if found is None else msgspec.json.decode(found[1])
+
+    @property
+    def _tenants(self) -> str:
+        return self._keys.own("exec_tenants")  # Set: tenants that have sessions
 
     def _of(self, tenant: str) -> str:
         return self._keys.own(f"exec_sessions:{tenant}")  # Hash: id -> JSON of its record

@@ -263,6 +263,11 @@ class JobView:
         return self.queue.partition(".")[2] or core_of(self.needs)
 
     @property
+    def tool(self) -> str:
+        """The tool that it calls; the empty string: none."""
+        return next((need.name for need in self.needs if need.kind == "tool"), "")
+
+    @property
     def asked_core(self) -> str:
         """The name, alias or model that it asks for; the empty string: none."""
         return core_of(self.needs)

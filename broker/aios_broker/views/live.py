@@ -68,6 +68,23 @@ async def owned_jobs(
     return OwnedJobs(found, f"{modules[place]}:{cursor}")
 
 
+async def jobs_of_owner(
+    control: Control, whose: OwnerFilter, modules: Sequence[Module], limit: int
+) -> Sequence[JobView]:
+    """Return jobs of these agents: of an agent or a tenant in no order, else the heads of queues.
+
+    Of a name without its tenant there may be others' jobs among them.
+    """
+    if whose.tenant is None:
+        return await read_jobs(control, modules, limit=limit)
+    subject = (
+        Subject.of_tenant(whose.tenant)
+        if whose.agent is None
+        else Subject.of_agent(whose.agent, whose.tenant)
+    )
+    return (await owned_jobs(control, subject, modules, limit)).jobs
+
+
 def parsed_module(name: str, modules: Sequence[Module]) -> Module:
     """Return the module of that name; raise ValueError where there is none."""
     for module in modules:

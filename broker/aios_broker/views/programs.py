@@ -21,7 +21,7 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import Quotas, Subject, Use
 from aios_broker.queues.records import JobView
-from aios_broker.views.live import added, owned_jobs, read_jobs
+from aios_broker.views.live import added, jobs_of_owner
 from aios_broker.views.usage import OwnerFilter
 from aios_broker.views.why import Explanation, Surroundings, explain
 
@@ -144,23 +144,13 @@ class ProgramReader:
 
     async def page(self, wanted: Wanted, first: int, length: int) -> Programs:
         """Return `length` of the programs that are wanted, from the `first` on."""
-        jobs = await self._jobs(wanted.whose)
+        jobs = await jobs_of_owner(self._control, wanted.whose, MODULES, JOBS_LIMIT)
         rows = await self._rows(wanted.whose, jobs)
         found = sorted((row for row in rows if wanted.has(row)), key=lambda row: row.age_s)
         page = await self._with_use(found[first : first + length])
         return Programs(
             await self._with_why(page, jobs), len(found), Counter(row.state for row in rows)
         )
-
-    async def _jobs(self, whose: OwnerFilter) -> list[JobView]:
-        if whose.tenant is None:
-            return await read_jobs(self._control, MODULES, limit=JOBS_LIMIT)
-        subject = (
-            Subject.of_tenant(whose.tenant)
-            if whose.agent is None
-            else Subject.of_agent(whose.agent, whose.tenant)
-        )
-        return list((await owned_jobs(self._control, subject, MODULES, JOBS_LIMIT)).jobs)
 
     async def _rows(self, whose: OwnerFilter, jobs: Sequence[JobView]) -> list[ProgramRow]:
         now = await self._fleet.now()

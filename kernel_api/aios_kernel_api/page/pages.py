@@ -18,6 +18,7 @@ NAVIGATION: tuple[tuple[str, str, Scope], ...] = (
     ("/approvals", "Approvals", "agent"),
     ("/slots", "Slots", "operator"),
     ("/fleet", "Queues and workers", "operator"),
+    ("/tools", "Tools", "agent"),
     ("/agents", "Agents", "agent"),
     ("/quotas", "Quotas", "agent"),
     ("/policy", "Policy", "operator"),

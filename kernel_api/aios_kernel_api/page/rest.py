@@ -15,7 +15,7 @@ from aios_kernel_api.identity import Caller, require
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.operations import Asked, Handler, Operation
 from aios_kernel_api.page.parts import query_from
-from aios_kernel_api.rest import access, rights, settings, views
+from aios_kernel_api.rest import access, rights, settings, tools, views
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Struct)
@@ -26,6 +26,7 @@ _OPERATION_OF: dict[Handler, Operation] = {
         *settings.OPERATIONS,
         *access.OPERATIONS,
         *rights.OPERATIONS,
+        *tools.OPERATIONS,
     )
 }
 _NOTHING: Mapping[str, str] = {}

@@ -1,6 +1,6 @@
 """All routes and parts of the page: each view's module has its own list."""
 
-from aios_kernel_api.page import bulk, fleet, head, live, login, programs, static
+from aios_kernel_api.page import bulk, fleet, head, live, login, programs, static, tools
 from aios_kernel_api.page.decisions import (
     agents,
     approvals,
@@ -22,6 +22,8 @@ PARTS = {
         approvals.STATE,
         audit.PART,
         program.PART,
+        tools.LIST,
+        tools.ONE,
     )
 }
 ROUTES = (
@@ -36,6 +38,7 @@ ROUTES = (
     *audit.ROUTES,
     *program.ROUTES,
     *slots.ROUTES,
+    *tools.ROUTES,
     *live.ROUTES,
     *login.ROUTES,
 )

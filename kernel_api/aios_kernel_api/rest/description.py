@@ -15,7 +15,7 @@ from aios_kernel_api import gateway_operations, operation_list, reference_page
 from aios_kernel_api.a2a import rpc
 from aios_kernel_api.openapi import Json, document, release
 from aios_kernel_api.operations import Operation
-from aios_kernel_api.rest import access, files, rights, settings, views
+from aios_kernel_api.rest import access, files, rights, settings, tools, views
 
 
 def operations() -> tuple[Operation, ...]:
@@ -25,6 +25,7 @@ def operations() -> tuple[Operation, ...]:
         *settings.OPERATIONS,
         *access.OPERATIONS,
         *rights.OPERATIONS,
+        *tools.OPERATIONS,
     )
     return (
         *operation_list.SYSCALLS,

@@ -20,7 +20,8 @@ from starlette.responses import Response
 
 from aios_broker.contract.errors import InvalidRequest
 from aios_broker.contract.names import Name
-from aios_broker.contract.syscall import MODULES
+from aios_broker.contract.syscall import MODULES, Body
+from aios_broker.contract.tools import ToolRun
 from aios_broker.ledger.history import History
 from aios_broker.ledger.lives import Life, Stay, lives_of
 from aios_broker.ledger.runs import RunFilter, Runs
@@ -74,6 +75,23 @@ class Shown:
     texts: Texts
 
     @property
+    def tool(self) -> str:
+        """The tool that it calls, as far as that is known; the empty string: none."""
+        body = self._body
+        return body.tool if isinstance(body, ToolRun) else self.job.tool if self.job else ""
+
+    @property
+    def session(self) -> str:
+        """The exec session that it is about, as far as that is known."""
+        if self.life.metadata.kind == "exec.open":
+            return self.life.job_id
+        return str(getattr(self._body, "session", ""))
+
+    @property
+    def _body(self) -> Body | None:
+        return None if self.texts.syscall is None else self.texts.syscall.body
+
+    @property
     def waited_s(self) -> float:
         """How long it waited, all in all."""
         return self.life.waited_ms(self.now_ms) / 1000
@@ -96,8 +114,7 @@ class Shown:
     @property
     def request(self) -> object:
         """What was asked, as JSON has it; None: it is not kept."""
-        found = self.texts.syscall
-        return None if found is None else msgspec.to_builtins(found.body)
+        return None if self._body is None else msgspec.to_builtins(self._body)
 
     @property
     def answer(self) -> object:
