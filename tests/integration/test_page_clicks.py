@@ -170,6 +170,11 @@ def queue_depth(walk: Walk) -> None:
     walk.sees(walk.page.locator("#queue-llm"), walk.page.get_by_role("columnheader", name="Oldest"))
 
 
+def tools(walk: Walk) -> None:
+    walk.to("Tools")
+    walk.sees(walk.page.get_by_role("heading", name="Exec sessions", exact=True))
+
+
 def decide(walk: Walk) -> None:
     walk.click(walk.row(DECIDED).get_by_role("link", name="See and decide"))
     walk.click(walk.page.get_by_role("button", name="Approve"))
@@ -218,6 +223,7 @@ ANSWERS: dict[str, Callable[[Walk], None]] = {
     "Which slot does what now?": slots,
     "When was it suspended, when did it go on?": when_it_was_suspended,
     "How deep is the queue, how old its oldest?": queue_depth,
+    "Which tools run, how many may, what failed last?": tools,
     "Let an irreversible step run, or not": decide,
     "What did it cost?": cost,
     "Send somebody to exactly this view": same_view,

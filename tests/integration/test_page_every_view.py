@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.api_scene import ACME, ApiScene
 from tests.integration.test_page_bulk import failed, is_listed
 from tests.integration.test_page_decisions import asked_to_delete
+from tests.integration.test_page_tools import calling, having_tools
 from tests.page_scene import NARROW, WIDE, Reader, Scheme, findings, logged_in, visit
 from tests.waiting import wait_until
 
@@ -83,6 +84,11 @@ VIEWS = (
     View("edit", "/approvals/{approval}", go=_edit),
     View("approve", "/approvals", go=_press("Approve those", "Tick all that are shown")),
     View("deny", "/approvals", go=_press("Deny those", "Tick all that are shown")),
+    View("tools", "/tools"),
+    View("tools-of-an-agent", "/tools", "agent"),
+    View("tool", "/tools/page/send"),
+    View("tool-that-runs", "/tools/page/wait_for"),
+    View("close-a-session", "/tools", "agent", go=_press("Close session")),
     View("agents", "/agents"),
     View("agent", f"/agents/{ACME}/{AGENT}"),
     View("tokens", "/tokens"),
@@ -99,15 +105,23 @@ VIEWS = (
 
 
 @pytest.fixture(scope="module")
-def approval(api: ApiScene) -> Iterator[str]:
+def approval(api: ApiScene, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the id of an approval that waits, with something of everything besides."""
-    with api.client(api.token(AGENT)) as agent, logged_in(api, api.operator) as operator:
+    token = api.token(AGENT)
+    with (
+        api.client(token) as agent,
+        logged_in(api, api.operator) as operator,
+        having_tools(api, tmp_path_factory.mktemp("page-tools")) as tools,
+        calling(api, tools, token),
+    ):
         going = []
         for program in ("paper", "paper/search", LONG_NAME):
             going.append(agent.post("/v1/syscalls", json={"body": CHAT, "program": program}))
             assert going[-1].status_code in (200, 202), going[-1].text
             agent.post("/v1/syscalls?wait_s=20", json={"body": SHORT, "program": program})
         failed(agent, "broken")
+        for body in ({"type": "tool.call", "tool": "page/fail"}, {"type": "exec.open"}):
+            agent.post("/v1/syscalls?wait_s=30", json={"body": body, "program": "paper"})
         asked = [asked_to_delete(agent, f"/plans/{name}.md") for name in ("old", "older")]
         group = {"body": {"type": "access.group_create", "group": "readers"}}
         agent.post("/v1/syscalls?wait_s=20", json=group)

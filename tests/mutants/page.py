@@ -6,10 +6,54 @@ DECISIONS_TEST = "tests/integration/test_page_decisions.py"
 RIGHTS_TEST = "tests/integration/test_api_rights.py"
 BROWSER_TEST = "tests/integration/test_page_browser.py"
 BULK_TEST = "tests/integration/test_page_bulk.py"
+TOOLS_TEST = "tests/integration/test_page_tools.py"
+VIEWS_OF_TOOLS = "broker/aios_broker/views/tools.py"
 TEXT_TEST = "tests/unit/test_page_decisions.py"
 APPROVALS = "kernel_api/aios_kernel_api/page/decisions/approvals.py"
 
 PAGE_MUTANTS = (
+    Mutant(
+        "anybody's last error of a tool is told",
+        VIEWS_OF_TOOLS,
+        "failure is not None and whose.has(failure.tenant, failure.agent)",
+        "failure is not None",
+        f"{TOOLS_TEST}::test_the_last_error_of_a_tool_is_told_to_whose_call_it_was",
+    ),
+    Mutant(
+        "everybody's sessions are listed",
+        VIEWS_OF_TOOLS,
+        "            if whose.has(tenant, each.agent)\n",
+        "",
+        f"{TOOLS_TEST}::test_a_session_is_seen_by_scope_and_closed_by_its_own",
+    ),
+    Mutant(
+        "a session of a dead worker stands as alive",
+        VIEWS_OF_TOOLS,
+        'session.state == "lost" or record.host in alive',
+        "True",
+        f"{TOOLS_TEST}::test_a_session_whose_worker_has_died_is_lost",
+    ),
+    Mutant(
+        "an operator forgets a tenant with its first closed session",
+        "broker/aios_broker/queues/exec_sessions.py",
+        'if await self._connection.execute("EXISTS", self._of(tenant)):',
+        "if False:",
+        f"{TOOLS_TEST}::test_a_session_is_seen_by_scope_and_closed_by_its_own",
+    ),
+    Mutant(
+        "a session is closed without being asked about",
+        "kernel_api/aios_kernel_api/page/tools.py",
+        '    if form.one("confirm") != "yes":\n',
+        "    if False:\n",
+        f"{TOOLS_TEST}::test_a_session_is_seen_by_scope_and_closed_by_its_own",
+    ),
+    Mutant(
+        "an agent is told how many calls of a tool others run",
+        VIEWS_OF_TOOLS,
+        "    if whose.tenant is not None:\n        limit",
+        "    if False:\n        limit",
+        f"{TOOLS_TEST}::test_a_tool_shows_what_runs_of_it_to_whom_it_concerns",
+    ),
     Mutant(
         "a form is sent with a login that is over",
         "kernel_api/aios_kernel_api/page/static/login.js",

@@ -186,9 +186,9 @@ def _places(
         for row in held
         if row.resource.kind == MODULE and row.resource.name == card.name
     ]
-    if any(row.tenant is None for row in rows):
-        return tuple(rows)
-    return (ToolPlaces(taken=0, limit=most.tool or None), *rows)
+    if all(row.tenant for row in rows):
+        rows.append(ToolPlaces(taken=0, limit=most.tool or None))
+    return tuple(sorted(rows, key=lambda row: (row.tenant or "", row.agent or "")))
 
 
 def limits_words(most: ParallelLimits) -> str:
