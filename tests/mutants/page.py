@@ -121,8 +121,8 @@ PAGE_MUTANTS = (
     Mutant(
         "what comes instead is told as what goes",
         "broker/aios_broker/contract/access.py",
-        'if self.kind == "plan" or self._comes:',
-        'if self.kind == "plan":',
+        'if self.kind in ("plan", "changes") or self._comes:',
+        'if self.kind in ("plan", "changes"):',
         TEXT_TEST,
     ),
     Mutant(

@@ -286,6 +286,7 @@ _COUNTED = {
     "tokens": ("token", "tokens"),
     "group": ("member or grant", "members and grants"),
     "plan": ("step", "steps"),
+    "changes": ("change", "changes"),
 }
 _DIGITS_SHOWN = 12  # of a digest
 
@@ -309,7 +310,7 @@ class BoundObject(Struct, frozen=True):
     @property
     def goes(self) -> bool:
         """Whether it is gone afterwards; else it is what changes, runs, or comes instead."""
-        if self.kind == "plan" or self._comes:
+        if self.kind in ("plan", "changes") or self._comes:
             return False
         return self.operation not in ("privilege", "tool")
 

@@ -109,7 +109,8 @@ def _show_all(
         return
     lines = [f"{_verb(change, one)} {one.path}" for change, one in zip(changes, found, strict=True)]
     what = f"change {len(lines)} files of {work.owner.name}, all or none"
-    seen = Seen("changes", work.asked.syscall.id, count=len(lines), digest=digest_of_parts(lines))
+    told, called = digest_of_parts(lines), "all changes together"
+    seen = Seen("changes", work.asked.syscall.id, count=len(lines), digest=told, name=called)
     shown = Irreversible(taken[0].operation, what, (seen,), lossy=False, diff="\n".join(lines))
     taken.insert(0, shown)
 
