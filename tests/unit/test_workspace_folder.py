@@ -49,14 +49,16 @@ def swapped(monkeypatch: pytest.MonkeyPatch, name: str, swap: Callable[[], objec
     """Have something swapped as soon as `name` has been looked at, and before it is opened."""
     look = os.stat
 
-    def looks(path: object, **options: object) -> os.stat_result:
-        found = look(path, **options)  # type: ignore[call-overload]
+    def looks(
+        path: str, *, dir_fd: int | None = None, follow_symlinks: bool = True
+    ) -> os.stat_result:
+        found = look(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
         if path == name:
-            monkeypatch.setattr(walk.os, "stat", look)
+            monkeypatch.setattr(os, "stat", look)
             swap()
-        return found  # type: ignore[no-any-return]
+        return found
 
-    monkeypatch.setattr(walk.os, "stat", looks)
+    monkeypatch.setattr(os, "stat", looks)
 
 
 def test_a_file_that_becomes_a_link_meanwhile_is_not_followed(
