@@ -63,8 +63,8 @@ TOOL_MUTANTS = (
     Mutant(
         "tool module: an approval is for one version",
         FOLDER + "approvals.py",
-        'Seen("tool", card.name, digest=card.version)',
-        'Seen("tool", card.name)',
+        'Seen("tool", card.name, digest=card.version, name=called)',
+        'Seen("tool", card.name, name=called)',
         APPROVALS_TEST + "::test_a_tool_that_has_changed_since_is_asked_for_anew",
     ),
     Mutant(
