@@ -24,7 +24,7 @@ from aios_broker.queues.records import Lease, PolicyRow, SliceUse, SliceVerdict
 from aios_broker.redis.connection import Answer, Argument
 from aios_workers.llm.core import Constraint, Core
 from aios_workers.llm.handler import LlmHandler
-from aios_workers.runtime.executor import Done, Run, Suspended
+from aios_workers.runtime.executor import Done, Outcome, Run, Suspended
 from aios_workers.runtime.kernel import Kernel, SliceEnds, StreamSender
 
 SYSCALL_ID = "5eed" * 8
@@ -126,7 +126,7 @@ def handler_of(core: Core, cuts: Cuts, snapshot: bytes | None = None) -> LlmHand
     return LlmHandler(core, kernel)
 
 
-async def trusting(constraint: Constraint, holder: Holder) -> None:
+async def trusting(constraint: Constraint, holder: Holder, patience_s: float | None) -> None:
     """Spare the child process in which constraints are tried: those of tests can be kept."""
 
 
@@ -136,10 +136,12 @@ async def run_cut(
     """Run a syscall to its end, cut where the kernel wants, each slice on one of the cores."""
     syscall = Syscall(SYSCALL_ID, "ada", body)
     while True:
-        core = cuts.rng.choice(cores)
-        run = Run(lease(has_snapshot=snapshot is not None))
-        async with asyncio.timeout(SLICE_LIMIT_S):
-            outcome = await handler_of(core, cuts, snapshot).run(run, syscall)
+        handler = handler_of(cuts.rng.choice(cores), cuts, snapshot)
+        outcome: Outcome = Suspended(None, "suspend")
+        while isinstance(outcome, Suspended) and outcome.snapshot is None:  # its form is pending
+            run = Run(lease(has_snapshot=snapshot is not None))
+            async with asyncio.timeout(SLICE_LIMIT_S):
+                outcome = await handler.run(run, syscall)
         cuts.tokens += run.use().tokens
         if isinstance(outcome, Done):
             return outcome.result

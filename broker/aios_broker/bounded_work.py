@@ -6,6 +6,8 @@ Whoever asks for much waits for itself: each tenant has its share of what runs a
 has all of it.
 """
 
+from collections.abc import Callable
+
 from aios_broker.places import Holder, Places, Shares
 from aios_broker.process.bounded import Bounds, ForkServer
 
@@ -22,14 +24,17 @@ class BoundedWork:
         """How many wait for a server."""
         return self._places.waiting
 
-    async def run(self, holder: Holder, request: bytes) -> bytes:
-        """Return what the work says to a request.
+    async def run(
+        self, holder: Holder, request: bytes, begin: Callable[[], None] = lambda: None
+    ) -> bytes:
+        """Return what the work says to a request; `begin` is called when its turn has come.
 
         Raises:
             OutOfBounds: It needed more than it may use; `OutOfTime`: by the clock.
             ModuleError: It could not be run, or it broke.
         """
         async with self._places.one(holder):
+            begin()
             server = self._idle.pop()  # the last that was used: it has been started
             try:
                 return await server.ask(request)

@@ -116,6 +116,17 @@ async def test_a_private_network_is_not_called_unless_it_may_be(
     assert "AIOS_APPROVAL_WEBHOOK_PRIVATE" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "host", ["168.63.129.16", "192.0.0.192", "[64:ff9b::a9fe:a9fe]", "[::ffff:127.0.0.1]"]
+)
+async def test_no_address_is_called_that_only_looks_like_the_internets(
+    scene: StateScene, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    await wait_for_a_person(scene)
+    await sender(scene, f"http://{host}/hook", private=False).step()
+    assert "AIOS_APPROVAL_WEBHOOK_PRIVATE" in caplog.text
+
+
 async def test_a_receiver_that_is_away_stops_nothing(scene: StateScene) -> None:
     services = scene.services
     await wait_for_a_person(scene)

@@ -15,7 +15,7 @@ from aios_broker.access.requests import Decision
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.llm import LlmBody
-from aios_broker.contract.memory import MemorySearch
+from aios_broker.contract.memory import MemoryList, MemorySearch
 from aios_broker.contract.reply import Reply, Result
 from aios_broker.contract.storage import (
     Diff,
@@ -178,12 +178,20 @@ async def test_a_diff_that_cannot_be_made_in_time_is_refused(scene: StateScene) 
     assert same == Diff("/f", 2, 2, "")
 
 
-async def test_a_long_search_waits_for_its_tenants_last_one_and_nothing_else_does(
-    redis_url: str, database_url: str
+@pytest.mark.parametrize(
+    ("long", "short"),
+    [
+        (MemorySearch("word " * 200), MemorySearch("word")),
+        (MemoryList(limit=1_000), MemoryList()),
+        (MemoryList(metadata={"none": 1}), MemoryList(tags=("none",))),
+    ],
+    ids=["search", "list", "list by metadata"],
+)
+async def test_a_long_read_waits_for_its_tenants_last_one_and_nothing_else_does(
+    redis_url: str, database_url: str, long: Body, short: Body
 ) -> None:
-    long, short = MemorySearch("word " * 200), MemorySearch("word")
     async with state_scene(redis_url, database_url) as scene:
-        turns = scene.services.long_searches
+        turns = scene.services.long_reads
         async with turns.one(Holder("default", "bob")):
             waiting = asyncio.create_task(scene.ask("ann", long))
             await wait_until_async(lambda: turns.waiting == 1)

@@ -16,6 +16,9 @@ APPROVALS_TEST = "tests/integration/test_approvals.py"
 REFUSALS = "workers/aios_workers/modules/refusals.py"
 REFUSALS_TEST = "tests/integration/test_refusals.py"
 FAIR_TEST = "tests/unit/test_fair_queueing.py"
+RESULTS = "workers/aios_workers/runtime/results.py"
+LARGE_TEST = "tests/integration/test_large_replies.py"
+VERDICTS_TEST = "tests/unit/test_verdicts.py"
 
 STALL_MUTANTS = (
     Mutant(
@@ -183,8 +186,8 @@ STALL_MUTANTS = (
     Mutant(
         "long searches of a tenant go all at once",
         "workers/aios_workers/modules/services.py",
-        "if len(query) <= LONG_QUERY:",
-        "if True:",
+        "is_long=len(query) > LONG_QUERY",
+        "is_long=False",
         STALLS_TEST,
     ),
     Mutant(
@@ -221,5 +224,89 @@ STALL_MUTANTS = (
         "NEW.old_bytes := OLD.old_bytes + aios_note_bytes(",
         "NEW.old_bytes := 0 * aios_note_bytes(",
         "tests/integration/test_object_limits.py",
+    ),
+    Mutant(
+        "large replies leave all in one step",
+        RESULTS,
+        "if sum(map(_size_bytes, entries)) <= STEP_BYTES:",
+        "if True:",
+        LARGE_TEST,
+    ),
+    Mutant(
+        "small results wait for the large ones before them",
+        RESULTS,
+        "                size_bytes -= _size_bytes(entry)\n                continue\n",
+        "                break\n",
+        LARGE_TEST,
+    ),
+    Mutant(
+        "large replies that wait to leave hold no slot",
+        "workers/aios_workers/runtime/loop.py",
+        " - self._leases.in_slots - self._outbox.left)",
+        " - self._leases.in_slots)",
+        LARGE_TEST,
+    ),
+    Mutant(
+        "redis keeps a long reply once more for RQ's tools",
+        "broker/aios_broker/queues/records.py",
+        "if not end.lease.trusted or len(end.reply) <= RQ_RESULT_BYTES:",
+        "if True:",
+        LARGE_TEST,
+    ),
+    Mutant(
+        "long lists of a tenant go all at once",
+        "workers/aios_workers/modules/memory/reading.py",
+        "is_long = asked.body.limit > LONG_PAGE or",
+        "is_long = False or",
+        STALLS_TEST,
+    ),
+    Mutant(
+        "a slot waits as long as its form's turn takes",
+        "workers/aios_workers/llm/verdicts.py",
+        "timeout=patience_s)",
+        "timeout=None)",
+        VERDICTS_TEST + "::test_what_has_begun_is_found_out_for_whoever_comes_back",
+    ),
+    Mutant(
+        "what was begun of a form is given up with its slot",
+        "workers/aios_workers/llm/verdicts.py",
+        "if not search.asking and not search.has_begun:",
+        "if not search.asking:",
+        VERDICTS_TEST,
+    ),
+    Mutant(
+        "whoever gave up its slot keeps its turn",
+        "workers/aios_workers/llm/verdicts.py",
+        "if not search.asking and not search.has_begun:",
+        "if False:",
+        VERDICTS_TEST,
+    ),
+    Mutant(
+        "a chat holds its slot until its form is known",
+        "workers/aios_workers/llm/handler.py",
+        "            patience_s=self._patience_s,\n",
+        "",
+        VERDICTS_TEST,
+    ),
+    Mutant(
+        "an answer holds its slot while it is looked at",
+        "workers/aios_workers/llm/finished.py",
+        "                    on_wait()\n",
+        "                    pass\n",
+        VERDICTS_TEST,
+    ),
+    Mutant(
+        "forms are compiled in the worker's loop",
+        "workers/aios_workers/llm/constraint.py",
+        "return await asyncio.to_thread(self.start, constraint, output_ids, narrow=narrow)",
+        "return self.start(constraint, output_ids, narrow=narrow)",
+        VERDICTS_TEST,
+    ),
+    Mutant(
+        "the webhook believes that what is global is of the internet",
+        "workers/aios_workers/approvals/webhook.py",
+        "not all(map(is_public, known))",
+        "not all(each.is_global for each in known)",
+        "tests/integration/test_approval_webhook.py",
     ),
 )

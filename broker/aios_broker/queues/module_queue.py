@@ -6,9 +6,7 @@ attempt, and use is told as totals since the claim, which may be told twice.
 """
 
 import asyncio
-import base64
 import logging
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -47,6 +45,7 @@ from aios_broker.queues.records import (
     WorkerCard,
     iso_now,
     metadata_of,
+    rq_result,
     who,
 )
 from aios_broker.queues.rows import (
@@ -227,7 +226,7 @@ class ModuleQueue(NeedSteps):
                 attempt=end.lease.attempt,
                 status=end.status,
                 reply=end.reply,
-                result=_for_rq(end),
+                result=rq_result(end),
                 ran_ms=round(end.ran_s * 1000),
                 tokens=end.tokens,
                 prompt=end.prompt_tokens,
@@ -452,11 +451,6 @@ def _needs(job: Submission) -> str:
 def _description(metadata: JobMetadata) -> str:
     """Return what RQ's tools show of a job; without it they would show the whole call."""
     return f"{metadata.kind} of {metadata.agent}, program {metadata.program}"
-
-
-def _for_rq(end: Ending) -> bytes:
-    """Return what RQ's result stream holds: the value, or, compressed, the text of the error."""
-    return base64.b64encode(end.reply if end.status == "finished" else zlib.compress(end.reply))
 
 
 def _leases(rows: Answer) -> list[Lease]:

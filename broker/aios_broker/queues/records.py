@@ -4,7 +4,9 @@ None of them can be part of a cycle, so the garbage collector need not follow th
 with thousands under way that was a good part of a client's time.
 """
 
+import base64
 import secrets
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -146,6 +148,23 @@ class Ending(Struct, frozen=True, gc=False):
     quarantine: bool = False  # a job that must never run again (foreign code)
     prompt_tokens: int = 0  # charged once per syscall, however often the prompt is read again
     charge: Charge | None = None  # None: no core worked on it
+
+
+RQ_RESULT_BYTES = 64 * 1024  # of a reply that RQ's tools are shown
+
+
+def rq_result(end: Ending) -> bytes:
+    """Return what RQ's result stream holds: the value, or, compressed, the text of the error.
+
+    Of a long reply to one of our own clients, which has it under its id, RQ's tools are told its
+    length: Redis would keep it a third time, and stand still for that.
+    """
+    if end.status == "failed":
+        return base64.b64encode(zlib.compress(end.reply))
+    if not end.lease.trusted or len(end.reply) <= RQ_RESULT_BYTES:
+        return base64.b64encode(end.reply)
+    told = {"kind": "reply", "id": end.lease.job_id, "bytes": len(end.reply), "left_out": "result"}
+    return base64.b64encode(msgspec.json.encode(told))
 
 
 class Suspension(Struct, frozen=True, gc=False):

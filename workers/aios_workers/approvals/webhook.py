@@ -25,6 +25,7 @@ from aios_broker.access.requests import in_turns, one_approval
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.postgres.store import Store
+from aios_workers.public_addresses import is_public
 
 SIGNATURE = "X-AIOS-Signature"
 POST_LIMIT_S = 10.0
@@ -113,7 +114,8 @@ class Webhook:
             url.host, port, type=socket.SOCK_STREAM
         )
         addresses = [str(entry[4][0]) for entry in found]
-        if not self.private and not all(map(_is_public, addresses)):
+        known = [ipaddress.ip_address(each.partition("%")[0]) for each in addresses]
+        if not self.private and not all(map(is_public, known)):
             raise _Refused(
                 f"{url.host} is in a private network; AIOS_APPROVAL_WEBHOOK_PRIVATE=1 allows that"
             )
@@ -165,7 +167,3 @@ class WebhookSender:
             await cursor.execute(_UNTOLD)
             rows: Sequence[Any] = await cursor.fetchall()
             return [await one_approval(cursor, row.id) for row in rows]
-
-
-def _is_public(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_global

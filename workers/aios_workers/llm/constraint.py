@@ -8,11 +8,13 @@ generation goes on.
 Some grammars overflow the compiler's stack, others keep it busy for minutes; neither may happen
 to a worker or to a core. So what comes from outside is compiled once in a child with little of
 everything (`ConstraintChecker`), which may die of it, and only what it survives is compiled where
-it is used. What was found is remembered.
+it is used: in a thread (`Compiler.begin`), since the engine works without Python's lock and other
+answers go on meanwhile. What was found, and what was compiled last, is remembered.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
@@ -36,6 +38,7 @@ from aios_broker.process.bounded import Bounds, OutOfBounds, OutOfTime, serve
 from aios_workers.llm.core import Constraint
 from aios_workers.llm.schemas import Schema, narrowed, subschemas, unkept
 from aios_workers.llm.validation import number_probes, overlapping, validator_of, wrong_value
+from aios_workers.llm.verdicts import Verdicts
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -55,6 +58,8 @@ JSON_STYLE: JsonCompileOptions = {
     "key_separator": ": ",
 }
 
+COMPILED = 32  # of one vocabulary that are kept as they were before the first token
+
 Tokenize = Callable[[bytes], Sequence[int]]
 
 
@@ -68,11 +73,21 @@ class Compiler:
         self._tokenizer = LLTokenizer(
             TokenizerWrapper(source), n_vocab=self.size, eos_token=source.ends
         )
+        # Those that no token was read by, the oldest first.
+        self._compiled: dict[tuple[Constraint, bool], LLMatcher] = {}
+
+    async def begin(
+        self, constraint: Constraint, output_ids: Sequence[int] = (), *, narrow: bool = True
+    ) -> Matcher:
+        """Return what `start` does, and let the loop go on while it is made."""
+        if (constraint, narrow) in self._compiled and not output_ids:
+            return self.start(constraint, narrow=narrow)
+        return await asyncio.to_thread(self.start, constraint, output_ids, narrow=narrow)
 
     def start(
         self, constraint: Constraint, output_ids: Iterable[int] = (), *, narrow: bool = True
     ) -> Matcher:
-        """Return a matcher that has read the output so far.
+        """Return a matcher that has read the output so far. In any thread.
 
         `narrow`: schemas are held as they can be (`schemas.narrowed`); not so for a text that a
         server made which was not asked to.
@@ -81,6 +96,17 @@ class Compiler:
             InvalidSyscall: it cannot be compiled.
             CoreError: the output does not follow the constraint.
         """
+        inner = self._compiled.get((constraint, narrow))
+        if inner is None:
+            inner = self._compiled[constraint, narrow] = self._compile(constraint, narrow=narrow)
+            while len(self._compiled) > COMPILED:
+                self._compiled.pop(next(iter(self._compiled)), None)  # another thread may have
+        matcher = Matcher(constraint, inner.deep_copy(), self.size)
+        for token in output_ids:
+            matcher.add(token)
+        return matcher
+
+    def _compile(self, constraint: Constraint, *, narrow: bool) -> LLMatcher:
         limits = LLParserLimits(
             max_grammar_size=MAX_SYMBOLS, max_lexer_states=MAX_LEXER_STATES, verbose_errors=False
         )
@@ -91,10 +117,7 @@ class Compiler:
         inner = LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
         if inner.is_error():
             raise refusal(constraint, not_kept(constraint, inner.get_error()))
-        matcher = Matcher(constraint, inner, self.size)
-        for token in output_ids:
-            matcher.add(token)
-        return matcher
+        return inner
 
 
 class Matcher:
@@ -225,12 +248,11 @@ class _Tokenizer:
 
 
 PROGRAM = "aios_workers.llm.constraint"
-MOST_COMPILE_S = 0.2  # of one CPU: so long a core may stand still when it compiles it again
-# A generation's slot waits for it; 16 patterns are compiled and probed in 0.12 s.
+MOST_COMPILE_S = 0.2  # of one CPU: it is compiled once more for each core that uses it
+# 16 patterns are compiled and probed in 0.12 s.
 BOUNDS = Bounds(cpu_s=5 * MOST_COMPILE_S, memory_bytes=1 << 30, wall_s=20.0, nice=5)
 AT_ONCE = Shares(places=2, of_tenant=1, of_agent=1)  # of one worker process
 STACK_BYTES = 2 << 20  # cores have four times as much: what fits here fits there
-REMEMBERED = 256
 FORCED_BYTES = 8  # read where there is no choice: what cannot go on is found out here
 _BYTES = 256
 
@@ -239,31 +261,35 @@ class ConstraintChecker:
     """Checks constraints, of each tenant one at a time; the latest verdicts are remembered."""
 
     def __init__(self) -> None:
-        self._verdicts: dict[Constraint, str] = {}  # the longest unused first
+        self._verdicts = Verdicts(self._verdict)
         self._work = BoundedWork(PROGRAM, BOUNDS, AT_ONCE)
         self.children = 0  # that were started
 
-    async def check(self, constraint: Constraint, holder: Holder) -> None:
+    async def check(
+        self, constraint: Constraint, holder: Holder, patience_s: float | None = None
+    ) -> None:
         """Return if a core can keep it.
 
         Raises:
             InvalidSyscall: it is wrong, unsupported, too large, or satisfied by no text.
+            FormPending: that is not known within `patience_s`; None: wait until it is.
             CoreError, ModuleError: it could not be found out.
         """
-        verdict = self._verdicts.pop(constraint, None)
-        if verdict is None:
-            self.children += 1
-            verdict = await self._verdict(constraint, holder)
-        self._verdicts[constraint] = verdict  # the last to be forgotten
-        if len(self._verdicts) > REMEMBERED:
-            del self._verdicts[next(iter(self._verdicts))]
+        verdict = await self._verdicts.of(constraint, holder, patience_s)
         if verdict:
             raise refusal(constraint, verdict)
 
-    async def _verdict(self, constraint: Constraint, holder: Holder) -> str:
+    async def close(self) -> None:
+        """End what is being found out."""
+        await self._verdicts.close()
+
+    async def _verdict(
+        self, constraint: Constraint, holder: Holder, begin: Callable[[], None]
+    ) -> str:
         """Return the message of why a constraint cannot be kept; empty: it can."""
+        self.children += 1
         try:
-            said = await self._work.run(holder, msgspec.json.encode(constraint))
+            said = await self._work.run(holder, msgspec.json.encode(constraint), begin)
         except OutOfTime as error:
             late = f"a constraint could not be checked within {BOUNDS.wall_s:g} s"
             raise CoreError(late) from error

@@ -183,6 +183,8 @@ class GenerationRequest:
     # would tell what others have sent. Empty: whoever it was read for.
     kv_owner: str = ""
     holder: Holder = NOBODY  # whose turn it takes where its form is tried
+    # How long its slot waits for that, see verdicts.py; None: until it is known.
+    patience_s: float | None = None
     asks_for_seed: bool = True  # else it is the kernel's: nobody waits for the same draw again
 
 

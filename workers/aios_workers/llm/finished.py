@@ -4,7 +4,7 @@ What may take long is looked at in a child with little of everything, of each te
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import msgspec
@@ -18,11 +18,11 @@ from aios_broker.process.bounded import Bounds, OutOfBounds, OutOfTime
 from aios_workers.llm.core import Reader
 from aios_workers.llm.tools import Toolbox, parameters_of
 from aios_workers.llm.validation import Request, Validators, quick
+from aios_workers.llm.verdicts import Verdicts
 
 PROGRAM = "aios_workers.llm.validation"
 BOUNDS = Bounds(cpu_s=1.0, memory_bytes=1 << 30, wall_s=20.0, nice=5)
 AT_ONCE = Shares(places=2, of_tenant=1, of_agent=1)  # of one worker process
-REMEMBERED = 256  # schemas
 MOST_TOLD = 4_000  # characters of an answer that is told in an error
 _LONG = 1 << 20  # as many characters: it is looked at in a thread
 Claim = tuple[str, str, str]  # the field of a form, its JSON schema, the text that should have it
@@ -35,33 +35,31 @@ class FinishedAnswers:
         self._validators = Validators()
         self._reader = Reader()
         self._work = BoundedWork(PROGRAM, BOUNDS, AT_ONCE)
-        self._sound: dict[str, None] = {}  # schemas that compile, the longest unused first
+        self._verdicts = Verdicts(self._verdict)  # of schemas: what is wrong with each, or nothing
 
-    async def prepare(self, body: LlmChat, holder: Holder) -> None:
+    async def prepare(self, body: LlmChat, holder: Holder, patience_s: float | None = None) -> None:
         """Return if the holder's answer can be looked at: of a core that compiles no schema itself.
 
         Raises:
             InvalidSyscall: the schema is none.
+            FormPending: that is not known within `patience_s`; None: wait until it is.
             CoreError, ModuleError: it could not be found out.
         """
         if not isinstance(body.format, JsonFormat) or body.format.json_schema is None:
             return
-        schema = _dumped(body.format.json_schema)
-        if schema not in self._sound:
-            try:
-                why = await self._asked(Request(schema), holder)
-            except OutOfBounds:
-                why = "it is too large or too deep"
-            if why:
-                raise InvalidSyscall(
-                    f"the JSON schema cannot be kept: {why}",
-                    field="body.format.json_schema",
-                    remedy="correct it",
-                )
-        self._sound.pop(schema, None)
-        self._sound[schema] = None
-        if len(self._sound) > REMEMBERED:
-            del self._sound[next(iter(self._sound))]
+        why = await self._verdicts.of(_dumped(body.format.json_schema), holder, patience_s)
+        if why:
+            raise InvalidSyscall(
+                f"the JSON schema cannot be kept: {why}",
+                field="body.format.json_schema",
+                remedy="correct it",
+            )
+
+    async def _verdict(self, schema: str, holder: Holder, begin: Callable[[], None]) -> str:
+        try:
+            return await self._asked(Request(schema), holder, begin)
+        except OutOfBounds:
+            return "it is too large or too deep"
 
     async def check(
         self,
@@ -71,10 +69,12 @@ class FinishedAnswers:
         holder: Holder,
         *,
         holds_calls: bool,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         """Return if each answer to a holder that was finished has its form.
 
         `holds_calls`: the arguments of calls too. A cut answer has none, and says that it was cut.
+        `on_wait` is called before it waits for its tenant's turn, and for a child.
 
         Raises:
             FormNotKept: one has it not, or to find that out takes more than it may.
@@ -83,6 +83,8 @@ class FinishedAnswers:
         answers: Sequence[Choice | ChatResult] = result.choices or (result,)
         for answer in answers:
             for field, schema, text in _claims(body, answer, toolbox if holds_calls else None):
+                if not quick(schema, text):
+                    on_wait()
                 why = await self._wrong(schema, text, field, holder)
                 if why is not None:
                     raise _broken(field, why, text)
@@ -101,10 +103,12 @@ class FinishedAnswers:
                 "with each level of the answer",
             ) from error
 
-    async def _asked(self, request: Request, holder: Holder) -> str:
+    async def _asked(
+        self, request: Request, holder: Holder, begin: Callable[[], None] = lambda: None
+    ) -> str:
         """Return what the child says."""
         try:
-            said = await self._work.run(holder, msgspec.json.encode(request))
+            said = await self._work.run(holder, msgspec.json.encode(request), begin)
         except OutOfTime as error:
             raise CoreError(
                 f"a JSON schema could not be looked at within {BOUNDS.wall_s:g} s"
@@ -112,7 +116,8 @@ class FinishedAnswers:
         return said.decode("utf-8", "replace")
 
     async def close(self) -> None:
-        """End the thread."""
+        """End the thread, and what is being found out."""
+        await self._verdicts.close()
         await self._reader.close()
 
 

@@ -50,6 +50,7 @@ from aios_workers.llm.generation import Generation
 from aios_workers.llm.options import check_core, check_images, check_options, limit_of
 from aios_workers.llm.slicing import Cutting
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
+from aios_workers.llm.verdicts import PATIENCE_S, FormPending
 from aios_workers.runtime.billing import Tally
 from aios_workers.runtime.executor import Done, Measured, Outcome, Run, Suspended
 from aios_workers.runtime.kernel import Kernel
@@ -82,6 +83,8 @@ class LlmHandler:
         self._reader = Reader()
         self._finished = FinishedAnswers()
         self._cutting = Cutting(core)
+        # In a stock RQ worker nothing else waits for the slot.
+        self._patience_s = PATIENCE_S if kernel.may_leave else None
         self._fallback = Fallback(core.info, kernel)
         self._contexts = ContextService(core, kernel.contexts, self._reader)
 
@@ -165,19 +168,22 @@ class LlmHandler:
         toolbox = toolbox_of(body, self._core.info.capabilities)
         if toolbox is not None and self._core.info.capabilities.native_calls:
             toolbox = replace(toolbox, forced=False)  # a forced call comes as any other does
-        if self._core.info.capabilities.text_ids:
-            await self._finished.prepare(body, holder)
         render = partial(prompt_ids, self._core, toolbox=toolbox)
         kind = Generation if body.beam_width is None else BeamGeneration
         begun = run.lease.has_snapshot
         generation: Generation | BeamGeneration | None = None
         try:
+            if self._core.info.capabilities.text_ids:
+                await self._finished.prepare(body, holder, self._patience_s)
             plan = await self._plan(run, syscall, body, toolbox, render)
             generation = kind(self._core, self._kernel, run, plan, self._cutting)
             outcome = await generation.run()
         except CoreError as error:
             progress = Progress(begun, begun) if generation is None else generation.progress
             return await self._fallback.take(run, error, progress)
+        except FormPending:  # others have the slot meanwhile
+            begun_with = None if generation is None else generation.progress.snapshot
+            return Suspended(begun_with, "suspend")
         except InvalidSyscall as error:  # of the form, which the core has tried
             if toolbox is not None and (error.field or "").startswith("body.format"):
                 error.field = "body.tools" if body.format is None else "body.format"
@@ -186,7 +192,9 @@ class LlmHandler:
             held = plan.request.constraint is not None
             result = outcome.result
             if toolbox is not None or body.format is not None:
-                await self._finished.check(body, result, toolbox, holder, holds_calls=held)
+                await self._finished.check(
+                    body, result, toolbox, holder, holds_calls=held, on_wait=run.step_aside
+                )
             return Done(await self._concluded(run, syscall, body, result, render))
         return outcome
 
@@ -281,6 +289,7 @@ class LlmHandler:
             tool_choice=body.tool_choice if toolbox is not None else None,
             kv_owner=run.kv_owner,
             holder=Holder(syscall.tenant, syscall.agent),
+            patience_s=self._patience_s,
             asks_for_seed=body.seed is not None,
         )
         streams = body.stream and lease.wants_chunks

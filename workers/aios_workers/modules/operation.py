@@ -1,6 +1,6 @@
 """The one shape of what a module does: typed by its body, in one transaction, once.
 
-    reads(MemoryList, reading.page)                             # sees, and changes nothing
+    reads(MemoryHistory, reading.history)                       # sees, and changes nothing
     changes(MemoryClear, changing.clear, irreversible="clear")  # entered into the effect ledger
     calls(MemoryContext, reading.context)                       # asks models or Redis in between
 

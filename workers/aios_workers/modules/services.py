@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,7 +24,8 @@ from aios_workers.modules.refusals import Refusals
 from aios_workers.modules.storage.host import MountSetting
 
 LONG_QUERY = 512  # characters: what people ask is shorter
-# Of one worker: Postgres weighs 64 words in thousands of texts for each of these.
+# Of one worker: for each of these Postgres weighs 64 words in thousands of texts, or megabytes of
+# notes are read and told, by Postgres, the worker and Redis.
 LONG_AT_ONCE = Shares(places=2, of_tenant=1, of_agent=1)
 
 
@@ -98,13 +99,17 @@ class Services:
     # Set where something was written that has no vector yet: it is indexed at once.
     unembedded: asyncio.Event = field(default_factory=asyncio.Event)
     comparer: Comparer = field(default_factory=Comparer)
-    long_searches: Places = field(default_factory=lambda: Places(LONG_AT_ONCE))
+    long_reads: Places = field(default_factory=lambda: Places(LONG_AT_ONCE))
+
+    def search_turn(self, query: str, holder: Holder) -> AbstractAsyncContextManager[None]:
+        """Have a turn to search for the length of a block: short queries wait for no long ones."""
+        return self.read_turn(holder, is_long=len(query) > LONG_QUERY)
 
     @asynccontextmanager
-    async def search_turn(self, query: str, holder: Holder) -> AsyncIterator[None]:
-        """Have a turn to search for the length of a block: short queries wait for no long ones."""
-        if len(query) <= LONG_QUERY:
+    async def read_turn(self, holder: Holder, *, is_long: bool) -> AsyncIterator[None]:
+        """Have a turn to read for the length of a block. Take it before a connection."""
+        if not is_long:
             yield
             return
-        async with self.long_searches.one(holder):
+        async with self.long_reads.one(holder):
             yield

@@ -228,7 +228,8 @@ class Worker:
     def _room(self) -> int:
         if self.is_stopping or self._leases.has_lone_run:
             return 0
-        return max(0, self._handler.capacity - self._leases.in_slots)
+        # What the last step had no room for still holds its slot: else it would pile up here.
+        return max(0, self._handler.capacity - self._leases.in_slots - self._outbox.left)
 
     async def _await_work(self, queue: str, blocking: Connection) -> None:
         """Wait for work in a run queue, not taking it, whenever a claim did not fill all room."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -16,6 +16,9 @@ from aios_broker.queues.records import Ending, Lease, Suspension
 
 logger = logging.getLogger(__name__)
 
+# Of one step: Redis serves nobody else while it takes some megabytes in, and keeps them twice.
+STEP_BYTES = 1024 * 1024
+SMALL_BYTES = 64 * 1024  # replies up to this wait for no large one but the one in their own step
 REFUSED_S = 30.0  # results that Redis refuses this long are given up; their leases run out
 
 E = TypeVar("E", Ending, Suspension)
@@ -57,7 +60,8 @@ def worker_metrics(
 class Outbox:
     """Settles endings and suspensions in batches, and claims the next jobs in the same step.
 
-    One caller at a time settles; anybody may add meanwhile.
+    One caller at a time settles; anybody may add meanwhile. What is large goes one at a time, so
+    that neither Redis nor small results wait for all large ones.
     """
 
     def __init__(self, queue: ModuleQueue, worker: str) -> None:
@@ -66,6 +70,7 @@ class Outbox:
         self._endings: list[Ending] = []
         self._suspensions: list[Suspension] = []
         self._refused_since_s: float | None = None
+        self.left = 0  # entries that the last step had no room for
         self.counts = RunCounts()
 
     def __len__(self) -> int:
@@ -89,7 +94,7 @@ class Outbox:
         return [end.lease for end in self._endings] + [each.lease for each in self._suspensions]
 
     async def settle(self, claim_request: ClaimRequest) -> list[Lease]:
-        """Hand over all that waits; return the jobs claimed in the same step.
+        """Hand over what waits, of large entries one; return the jobs claimed in the same step.
 
         Raises:
             KernelError: Redis is away or refused; what it did not answer for is still here.
@@ -113,6 +118,7 @@ class Outbox:
                 return []
             raise
         self._refused_since_s = None
+        self.left = len(self)
         return leases
 
     def _is_hopeless(self) -> bool:
@@ -127,14 +133,38 @@ class Outbox:
             logger.error("Redis refuses these results, they are given up: %s", lost)
         self._endings.clear()
         self._suspensions.clear()
+        self.left = 0
         self._refused_since_s = None
         return True
 
 
+def portion(entries: Sequence[E]) -> list[E]:
+    """Return what one step carries: the first large entry, and all others as far as they fit."""
+    if sum(map(_size_bytes, entries)) <= STEP_BYTES:
+        return list(entries)
+    large = next((each for each in entries if _size_bytes(each) > SMALL_BYTES), None)
+    found: list[E] = []
+    size_bytes = 0
+    for entry in entries:
+        if entry is not large:
+            size_bytes += _size_bytes(entry)
+            if size_bytes > STEP_BYTES:
+                size_bytes -= _size_bytes(entry)
+                continue
+        found.append(entry)
+    return found
+
+
+def _size_bytes(entry: Ending | Suspension) -> int:
+    data = entry.reply if isinstance(entry, Ending) else entry.snapshot
+    return len(data or b"")
+
+
 async def _send_all(entries: list[E], send: _Send[E], claim_request: ClaimRequest) -> list[Lease]:
-    batch = entries[:]
+    batch = portion(entries)
     settled = await send(batch, claim_request)
-    del entries[: len(batch)]  # others may have come behind them meanwhile
+    sent = set(map(id, batch))  # others may have come meanwhile
+    entries[:] = [each for each in entries if id(each) not in sent]
     for entry, accepted in zip(batch, settled.accepted, strict=True):
         if not accepted:
             logger.info(

@@ -18,7 +18,7 @@ MEMORY_OPERATIONS = table(
     calls(bodies.MemoryGet, reading.get),
     changes(bodies.MemoryUpdate, changing.update, irreversible="overwrite"),
     changes(bodies.MemoryRemove, changing.remove, irreversible="delete"),
-    reads(bodies.MemoryList, reading.page),
+    calls(bodies.MemoryList, reading.listed),
     calls(bodies.MemorySearch, reading.search),
     calls(bodies.MemoryContext, reading.context),
     calls(bodies.MemoryLog, changing.log),

@@ -37,6 +37,7 @@ from aios_workers.search.embedder import query_vector
 from aios_workers.search.ranking import count_unembedded, find
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024  # of the notes of one answer; the first comes in any case
+LONG_PAGE = 100  # notes; metadata is looked for in all that there are
 RECALLED = 32  # notes that are looked at for one text
 BYTES_PER_TOKEN = 4  # of UTF-8: an estimate, on the high side for English
 MOST_BYTES_PER_TOKEN = 16  # more than texts have on average: what is longer need not be counted
@@ -107,8 +108,17 @@ async def get(asked: Asked[MemoryGet]) -> Note:
     return note
 
 
-async def page(work: Work[MemoryList]) -> Notes:
-    """List notes, oldest or newest first."""
+async def listed(asked: Asked[MemoryList]) -> Notes:
+    """List notes, oldest or newest first; a long list when its tenant's last one is told."""
+    is_long = asked.body.limit > LONG_PAGE or asked.body.metadata is not None
+    async with (
+        asked.services.read_turn(asked.agent.holder, is_long=is_long),
+        asked.transaction() as work,
+    ):
+        return await _page(work)
+
+
+async def _page(work: Work[MemoryList]) -> Notes:
     body = work.body
     owner = await work.agent_named(body.owner)
     narrowing, narrowed_by = filters_of(body, "n")

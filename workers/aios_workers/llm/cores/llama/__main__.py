@@ -9,6 +9,7 @@ import select
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -28,6 +29,7 @@ from aios_workers.llm.cores.llama.llama_context import (
 from aios_workers.llm.cores.llama.protocol import (
     Abort,
     Embed,
+    Ended,
     FrameBuffer,
     Generate,
     Load,
@@ -103,6 +105,10 @@ class _Server:
             prefill_ms_per_token=found.prefill_ms_per_token,
         )
         self._embedder = Embedder(library, context)
+        # The forms of answers are compiled in a thread, and the tokens of others go on meanwhile.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aios-forms")
+        self._forms: dict[int, tuple[Generate, Future[Matcher]]] = {}  # by stream
+        self._waker, self._wake = os.pipe()
 
     def serve(self, input_fd: int, output_fd: int) -> None:
         """Serve until the worker closes its end, which it also does by dying."""
@@ -116,6 +122,7 @@ class _Server:
                         break
                     for message in buffer.feed(data):
                         self._handle(message, output_fd)
+                self._submit_compiled()
                 for source in (self._engine, self._embedder):
                     if source.busy:
                         write_all(output_fd, encode_frame(Progress(source.step())))
@@ -126,20 +133,32 @@ class _Server:
         except BrokenPipeError:
             return
         finally:
+            self._thread.shutdown(cancel_futures=True)  # it reads the model's vocabulary
             self._engine.close()
             self._embedder.close()
 
     def _has_input(self, input_fd: int) -> bool:
-        """Whether there is something to read; waits for it where there is nothing else to do."""
+        """Whether there is something to read; waits for it where there is nothing else to do.
+
+        A form that has been compiled ends the waiting.
+        """
         limit_s = _LOOK_AGAIN_S if self._engine.shared.busy else None
         if self._engine.busy or self._embedder.busy:
             limit_s = 0
-        return bool(select.select([input_fd], [], [], limit_s)[0])
+        ready, _, _ = select.select([input_fd, self._waker], [], [], limit_s)
+        if self._waker in ready:
+            os.read(self._waker, _READ_BYTES)
+        return input_fd in ready
 
     def _handle(self, message: ToCore, output_fd: int) -> None:
         match message:
+            case Generate() if message.constraint is not None:
+                self._compile(message, message.constraint)
             case Generate():
                 self._engine.submit(message)
+            case Abort() if message.stream in self._forms:
+                del self._forms[message.stream]
+                write_all(output_fd, encode_frame(Progress((Ended(message.stream),))))
             case Abort():
                 self._engine.abort(message.stream, keep=message.keep)
                 self._embedder.abort(message.stream)
@@ -164,6 +183,18 @@ class _Server:
             logger.warning("no KV states are shared: %s", error)
             return NoStates()
         return StateStore(folder, StateRule(found.prefill_ms_per_token))
+
+    def _compile(self, message: Generate, constraint: Constraint) -> None:
+        """Have a form compiled; its generation begins then."""
+        future = self._thread.submit(self._start_matcher, constraint, message.resume_ids)
+        self._forms[message.stream] = message, future
+        future.add_done_callback(lambda _: os.write(self._wake, b"1"))
+
+    def _submit_compiled(self) -> None:
+        for stream, (message, future) in list(self._forms.items()):
+            if future.done():
+                del self._forms[stream]
+                self._engine.submit(message, lambda *_, made=future: made.result())
 
     def _start_matcher(self, constraint: Constraint, output_ids: Sequence[int]) -> Matcher:
         """Start a matcher. The first one costs about 0.3 s: the table of all tokens."""

@@ -179,10 +179,13 @@ class Engine:
             self._waiting or self._events or any(slot.running is not None for slot in self._slots)
         )
 
-    def submit(self, request: Generate) -> None:
-        """Let a generation begin at the next step at which a slot is free."""
+    def submit(self, request: Generate, start_matcher: StartMatcher | None = None) -> None:
+        """Let a generation begin at the next step at which a slot is free.
+
+        `start_matcher`: of this one, where its matcher was begun before.
+        """
         try:
-            generation = Generation(request, self._start_matcher)
+            generation = Generation(request, start_matcher or self._start_matcher)
         except KernelError as error:
             self._events.append(Ended(request.stream, error.to_wire()))
             return

@@ -192,6 +192,7 @@ class LlamaCppCore(BaseCore[Vocabulary]):
 
     async def close(self) -> None:
         """End the process and free the tokenizer; generations under way end as aborted."""
+        await self._constraints.close()
         async with self._starting:
             process, self._process = self._process, None
             if process is not None:
@@ -223,7 +224,7 @@ class LlamaCppCore(BaseCore[Vocabulary]):
         """Generate until an end token, `max_tokens`, or `abort`; see `Core.generate`."""
         check_generation(request, self.info)
         if request.constraint is not None:
-            await self._constraints.check(request.constraint, request.holder)
+            await self._constraints.check(request.constraint, request.holder, request.patience_s)
         process = await self._running()
         stream = next(self._numbers)
         self._streams[stream] = request.request_id

@@ -123,6 +123,7 @@ class SGLangCore(BaseCore[Vocabulary]):
 
     async def close(self) -> None:
         """End our own server, or leave another's alone; generations under way end as aborted."""
+        await self._constraints.close()
         await asyncio.gather(*(self._abort_stream(stream) for stream in self._streams))
         if self._chores:
             await asyncio.gather(*self._chores, return_exceptions=True)
@@ -164,7 +165,7 @@ class SGLangCore(BaseCore[Vocabulary]):
         """Generate until an end token, `max_tokens`, or `abort`; see `Core.generate`."""
         self._check(request)
         if request.constraint is not None:  # before the server compiles it: it could die of it
-            await self._constraints.check(request.constraint, request.holder)
+            await self._constraints.check(request.constraint, request.holder, request.patience_s)
         if len(request.resume_ids) >= request.max_tokens:
             yield Step((), "length")
             return
@@ -268,7 +269,7 @@ class SGLangCore(BaseCore[Vocabulary]):
         async with self._compiling:  # half a second for a vocabulary of 128,000, once
             if self._compiler is None:
                 self._compiler = await asyncio.to_thread(self.vocabulary.compiler)
-        matcher = self._compiler.start(
+        matcher = await self._compiler.begin(
             read_constraint(constraint, grammar_backend), narrow=grammar_backend == LLGUIDANCE
         )
         return ConstrainedAnswer(matcher, grammar_backend)

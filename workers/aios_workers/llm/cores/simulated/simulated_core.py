@@ -39,7 +39,7 @@ from aios_workers.llm.options import check_generation, check_texts
 if TYPE_CHECKING:
     from aios_workers.llm.constraint import Compiler, Matcher
 
-Check = Callable[[Constraint, Holder], Awaitable[None]]
+Check = Callable[[Constraint, Holder, float | None], Awaitable[None]]
 
 MAX_LOGPROBS = 64
 EMBEDDING_SIZE = 32
@@ -193,8 +193,8 @@ class SimulatedCore:
             check = self._check_constraint or ConstraintChecker().check
             self._forms = check, Compiler(pieces, (simulated_model.END_ID,), tuple)
         check, compiler = self._forms
-        await check(request.constraint, request.holder)
-        return compiler.start(request.constraint, request.resume_ids)
+        await check(request.constraint, request.holder, request.patience_s)
+        return await compiler.begin(request.constraint, request.resume_ids)
 
     async def _generate(
         self, request: GenerationRequest, running: _Running, matcher: Matcher | None

@@ -12,40 +12,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from aios_workers.modules.tool.egress.rules import Origin, Refused
+from aios_workers.public_addresses import Address, is_public
 
 CONNECT_LIMIT_S = 10.0
 MOST_ADDRESSES = 4  # of one host, that are tried
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_IPV4_COMPATIBLE = ipaddress.IPv6Network("::/96")
-_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-# Public for Python, and yet not of the internet: what clouds tell their machines, and old relays.
-_OTHERS = tuple(
-    ipaddress.ip_network(text) for text in ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24")
-)
-
-
-def is_public(address: Address) -> bool:
-    """Whether an address is of the internet, and so is every IPv4 address that lies within it."""
-    inner = _inner(address)
-    if address.is_multicast or any(address in network for network in _OTHERS):
-        return False
-    if isinstance(address, ipaddress.IPv6Address) and address not in _GLOBAL_UNICAST:
-        return bool(inner) and all(map(is_public, inner))
-    return address.is_global and all(map(is_public, inner))
-
-
-def _inner(address: Address) -> Sequence[ipaddress.IPv4Address]:
-    if isinstance(address, ipaddress.IPv4Address):
-        return ()
-    found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if address in _NAT64 or address in _IPV4_COMPATIBLE:
-        found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-    return [each for each in found if each is not None]
 
 
 async def resolved(host: str, port: int) -> list[str]:
