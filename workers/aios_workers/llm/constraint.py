@@ -58,6 +58,7 @@ JSON_STYLE: JsonCompileOptions = {
     "key_separator": ": ",
 }
 
+FEW_TOKENS = 256  # are read in a millisecond
 COMPILED = 32  # of one vocabulary that are kept as they were before the first token
 
 Tokenize = Callable[[bytes], Sequence[int]]
@@ -80,8 +81,8 @@ class Compiler:
         self, constraint: Constraint, output_ids: Sequence[int] = (), *, narrow: bool = True
     ) -> Matcher:
         """Return what `start` does, and let the loop go on while it is made."""
-        if (constraint, narrow) in self._compiled and not output_ids:
-            return self.start(constraint, narrow=narrow)
+        if (constraint, narrow) in self._compiled and len(output_ids) <= FEW_TOKENS:
+            return self.start(constraint, output_ids, narrow=narrow)
         return await asyncio.to_thread(self.start, constraint, output_ids, narrow=narrow)
 
     def start(
