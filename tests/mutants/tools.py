@@ -181,7 +181,7 @@ TOOL_MUTANTS = (
     ),
     Mutant(
         "egress: addresses within addresses are looked at",
-        "workers/aios_workers/public_addresses.py",
+        "workers/aios_workers/addresses.py",
         "    return address.is_global and all(map(is_public, inner))\n",
         "    return address.is_global\n",
         RULES_TEST + "::test_no_address_that_is_not_the_internets_is_public",

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_broker.contract.tools import NetworkRule
+from aios_workers.addresses import is_public
 from aios_workers.modules.tool.egress.rules import (
     Refused,
     host_of,
@@ -16,7 +17,6 @@ from aios_workers.modules.tool.egress.rules import (
     wrong_rule,
 )
 from aios_workers.modules.tool.egress.secrets import Scrubber
-from aios_workers.public_addresses import is_public
 
 RULE = NetworkRule("api.example.org", methods=("GET", "POST"), paths=("/v1",))
 

@@ -25,7 +25,7 @@ from aios_broker.access.requests import in_turns, one_approval
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.postgres.store import Store
-from aios_workers.public_addresses import is_public
+from aios_workers.addresses import is_public
 
 SIGNATURE = "X-AIOS-Signature"
 POST_LIMIT_S = 10.0

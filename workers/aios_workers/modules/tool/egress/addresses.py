@@ -11,8 +11,8 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+from aios_workers.addresses import Address, is_public
 from aios_workers.modules.tool.egress.rules import Origin, Refused
-from aios_workers.public_addresses import Address, is_public
 
 CONNECT_LIMIT_S = 10.0
 MOST_ADDRESSES = 4  # of one host, that are tried
