@@ -32,6 +32,7 @@ SLOW_TOKENS_PER_S = 20
 LONG_TOKENS = 1_500  # 75 s: none ends while a test runs
 QUEUES = ("llm", "tool")
 LLM = "llm.simulated"  # the run queue of the worker's core
+START_S = 25.0  # until its processes serve, on a machine that others use
 SETTLE_S = 15.0  # for whatever a tool changed: every reply heard, nothing left over
 
 
@@ -108,7 +109,7 @@ async def busy_kernel(url: str) -> AsyncIterator[Busy]:
 
 
 async def _occupy(caller: Listener, client: redis.Redis) -> Busy:
-    await wait_until_async(lambda: client.hexists("rq:aios:core_cards", "simulated"))
+    await wait_until_async(lambda: client.hexists("rq:aios:core_cards", "simulated"), START_S)
     finished, failed = await caller.submit(chat("hi", max_tokens=2), chat("x" * 9_000))
     await caller.hear_all([finished, failed])
     long = await caller.submit(*(long_chat(str(n)) for n in range(SLOTS + 1)), deadline_s=500.0)

@@ -7,9 +7,8 @@ import sys
 import termios
 import time
 import tty
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import click
 from rich.console import Console, Group
@@ -37,11 +36,11 @@ from aios_cli.tables import (
     say,
     show_json,
 )
+from aios_cli.top_rates import OutputRates
 from aios_cli.top_screen import END, ESCAPE, HELP, KEYS, KeyCommand, Screen
 from aios_workers.modules.memory.block import MemoryTotals, memory_totals
 
 REFRESH_S = 0.5
-RATE_S = 10.0  # tokens per second are those of so long
 JOBS_READ = 200  # per module and frame: more than a terminal shows
 ENDED_READ = 10
 ENDED_SHOWN = 4  # where more wait than there is room for
@@ -74,6 +73,7 @@ class Frame:
     suspended: bool
     memory: MemoryTotals
     tokens_per_s: float | None  # that models write; None: there was no frame before
+    core_tokens_per_s: Mapping[str, float] = field(default_factory=dict)  # of those that write
 
     def slots(self, module: str) -> int:
         """Return how many places a module's workers have."""
@@ -85,32 +85,27 @@ class Frames:
 
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
-        self._tokens: deque[tuple[float, int]] = deque()  # when, and how many in all by then
+        self._rates = OutputRates()
 
     async def read(self) -> Frame:
         """Read one frame."""
         operator = self._operator
         queues = await queues_of(operator.control)
+        jobs = await read_jobs(operator.control, MODULES, limit=JOBS_READ)
+        ended = await recently_ended(operator.connection, operator.keys, queues, ENDED_READ)
+        used = (await operator.quotas.usage("llm")).by_subject.items()
+        total = sum(use.tokens for subject, use in used if subject.scope == "tenant")
+        self._rates.note(time.monotonic(), total, [*jobs, *(one.job for one in ended)])
         return Frame(
             queues=await read_queues(operator.control),
             workers=await operator.fleet.live_workers(),
-            jobs=await read_jobs(operator.control, MODULES, limit=JOBS_READ),
-            ended=await recently_ended(operator.connection, operator.keys, queues, ENDED_READ),
+            jobs=jobs,
+            ended=ended,
             suspended=await operator.fleet.suspended(),
             memory=await memory_totals(operator.connection, operator.keys),
-            tokens_per_s=await self._rate(),
+            tokens_per_s=self._rates.per_s(),
+            core_tokens_per_s=self._rates.by_core(),
         )
-
-    async def _rate(self) -> float | None:
-        """Return the output tokens per second of the last seconds."""
-        used = (await self._operator.quotas.usage("llm")).by_subject.items()
-        total = sum(use.tokens for subject, use in used if subject.scope == "tenant")
-        self._tokens.append((time.monotonic(), total))
-        while len(self._tokens) > 2 and self._tokens[-1][0] - self._tokens[1][0] > RATE_S:
-            self._tokens.popleft()
-        (began_s, first), (now_s, last) = self._tokens[0], self._tokens[-1]
-        # Counters of a tenant that has asked nothing for a week are dropped.
-        return None if now_s == began_s else max(0, last - first) / (now_s - began_s)
 
 
 @click.command(epilog=EXIT_CODES)
@@ -153,7 +148,7 @@ def module_lines(frame: Frame) -> list[str]:
     for view in frame.queues:
         if view.module in served or view.running or view.waiting or view.held or view.parked:
             lines.append(_module_line(frame, view))
-            lines += [_core_line(core) for core in view.cores]
+            lines += [_core_line(frame, core) for core in view.cores]
     if frame.memory.blocks:
         lines.append(_blocks(frame.memory))
     return lines
@@ -179,11 +174,14 @@ def _module_line(frame: Frame, view: QueueView) -> str:
     return f"{view.module:<7} {view.policy}: {', '.join(parts)}"
 
 
-def _core_line(core: CoreView) -> str:
+def _core_line(frame: Frame, core: CoreView) -> str:
     slots = f"no worker since {narrow_seconds(core.silent_s)}"
     if core.slots is not None:
         slots = f"of {plural(core.slots, 'slot')}"
-    return f"  {core.card.name}: {core.running} {slots}, {core.waiting} waiting"
+    line = f"  {core.card.name}: {core.running} {slots}, {core.waiting} waiting"
+    if frame.tokens_per_s is None:
+        return line
+    return f"{line}, {frame.core_tokens_per_s.get(core.card.name, 0.0):.0f} tokens/s"
 
 
 def _blocks(memory: MemoryTotals) -> str:

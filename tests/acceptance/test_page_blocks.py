@@ -22,6 +22,7 @@ RUN = ("sh", "python")
 GGUF = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
 # The name of the embedded model's core, served by the simulated one: pages are read in seconds.
 CORES = '[cores.smollm2-135m]\nkind = "simulated"\nslots = 4\ndefault = true\n'
+BENCHMARK = "it takes minutes; its options: tests/unit/test_pages.py"
 # A block begins so, and is not run here, because ...
 ELSEWHERE = {
     "./aios demo": "tests/acceptance/test_demo.py runs it",
@@ -34,7 +35,14 @@ ELSEWHERE = {
     "AIOS_SCHEDULERS=2 aios up": "tests/faults/test_ha_failover.py has two schedulers",
     "AIOS_REDIS_URL=redis://node-1": "tests/integration/test_cluster.py has a cluster",
     "AIOS_OTEL_ENDPOINT=": "tests/acceptance/test_metrics_pages.py has a collector",
-    "python -m benchmarks.five_cores": "a benchmark of minutes",
+    "python -m benchmarks.five_cores": BENCHMARK,
+    "python -m benchmarks.llama_server": BENCHMARK,
+    "python -m benchmarks.search.quality": BENCHMARK,
+    "python -m benchmarks.gpu_check": BENCHMARK,
+    "python benchmarks/ledger_drain.py": BENCHMARK,
+    ".aios/venv/bin/python -m benchmarks.chaos.seeded": BENCHMARK,
+    "./aios bench": BENCHMARK,
+    "pg_dump --format=custom": "needs a superuser of a server that has it",
     "from kernel import": "it runs in a session; tests/integration/test_exec_sessions.py",
     "rq-dashboard": "it runs on; tests/integration/test_rq_dashboard.py",
     "rq worker": "it runs on; tests/integration/test_stock_rq_worker.py",
@@ -179,7 +187,9 @@ def test_the_blocks_of_a_page_run(reader: Reader, page: str, tmp_path: Path) -> 
             before = block.text if IMPORTS.search(block.text) else before + block.text
             if named := FILE.match(block.text):
                 (reader.folder / named[1]).write_text(block.text)
-            reader.run([sys.executable, "-P", "-c", before], PYTHONPATH=str(reader.folder))
+            more = {"AIOS_REDIS_URL": reader.environ["URL"]} if '"AIOS_REDIS_URL"' in before else {}
+            folder = str(reader.folder)
+            reader.run([sys.executable, "-P", "-c", before], PYTHONPATH=folder, **more)
 
 
 def test_a_new_users_way_through_the_readme(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rq.serializers import JSONSerializer
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.queues.records import WorkerCard
-from tests.busy_kernel import Listener, long_chat, processes
+from tests.busy_kernel import START_S, Listener, long_chat, processes
 from tests.waiting import wait_until_async
 
 STARTED = b"started"
@@ -39,7 +39,7 @@ async def test_what_is_removed_while_others_wait_for_its_slot_ends(
             gone: list[str] = []
             while len(gone) < times:
                 left = [each for each in ids if each not in gone]
-                one = (await wait_until_async(partial(running, client, left)))[0]
+                one = (await wait_until_async(partial(running, client, left), START_S))[0]
                 getattr(Job.fetch(one, connection=client, serializer=JSONSerializer), how)()
                 gone.append(one)
             for each in gone:
@@ -60,7 +60,7 @@ async def test_a_running_job_has_its_execution(redis_url: str) -> None:
     async with processes(redis_url):
         with redis.Redis.from_url(redis_url) as client:
             [job_id] = await caller.submit(long_chat())
-            await wait_until_async(lambda: running(client, [job_id]))
+            await wait_until_async(lambda: running(client, [job_id]), START_S)
             job = Job.fetch(job_id, connection=client, serializer=JSONSerializer)
             await wait_until_async(lambda: job.get_executions())
             [execution] = job.get_executions()

@@ -16,9 +16,12 @@ SUFFIXES = "css|html|json|lock|lua|mako|md|py|sh|sql|toml|txt|yaml|yml"
 PATH = re.compile(rf"(?:[\w.*-]+/)*[\w.*-]+\.(?:{SUFFIXES})")
 FOLDER = re.compile(rf"(?:{'|'.join(re.escape(path.name) for path in FOLDERS)})(?:/[\w.*-]+)*/?")
 MODULE = re.compile(r"(?:aios_\w+|benchmarks)(?:\.\w+)+")
+KINDS = ("js", "json", "python", "sh", "sql", "text", "toml", "yaml")
+BENCHMARK_LINE = r"^((?:\./aios bench|(?:\.aios/venv/bin/)?python(?: -m)?) [\w./]+)(.*)$"
 # Of a model's folder, of a state folder, and of examples that write files.
 ELSEWHERE = {
     "chat_template.jinja",
+    "args.json",
     "config.json",
     "cores.toml",
     "generation_config.json",
@@ -94,6 +97,40 @@ def test_no_page_asks_an_index_for_a_package_that_it_has_not(page: str) -> None:
     )
 
     assert asked == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_fenced_and_says_its_kind(page: str) -> None:
+    """Blocks of shell and Python are run as they stand; by what kind they are they are found."""
+    text = text_of(page)
+    opened = re.findall(r"^ *```(.*)\n(?:.*\n)*?^ *```$", text, re.MULTILINE)
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    indented = re.findall(r"(?:^|(?<=\n\n))(?: {4}|\t)\S.*", outside)
+
+    assert [kind for kind in opened if kind not in KINDS] == []
+    assert indented == []
+    assert re.findall(r"^\$ .*", text, re.MULTILINE) == []  # a prompt cannot be pasted
+
+
+@pytest.mark.parametrize("page", ["docs/how-to-benchmark.md", "docs/how-to-chaos.md"])
+def test_options_of_benchmarks_are_theirs(page: str) -> None:
+    """They take minutes, so they are not run: what a page says that they take they know."""
+    lines = re.findall(BENCHMARK_LINE, text_of(page), re.MULTILINE)
+    unknown = []
+    for command, options in lines:
+        name = command.split()[-1].removesuffix(".py").replace(".", "/")
+        name = name if name.startswith("benchmarks/") else f"benchmarks/{name}"
+        found = [*ROOT.glob(f"{name}.py"), *(ROOT / name).glob("*.py")]
+        source = "".join(file.read_text(encoding="utf-8") for file in found)
+        told = options.partition("#")[0]
+        unknown += [
+            (command, option)
+            for option in re.findall(r"--[\w-]+", told)
+            if f'"{option}"' not in source
+        ]
+        assert found, command
+    assert lines
+    assert unknown == []
 
 
 def test_what_is_not_there_is_found_out() -> None:

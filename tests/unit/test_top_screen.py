@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.queues.ended import EndedJob
 from aios_broker.queues.fleet import WorkerView
-from aios_broker.queues.records import JobMetadata, QueueView
+from aios_broker.queues.records import CoreView, JobMetadata, QueueView
 from aios_cli.top import ENDED_SHOWN, Frame, draw, heading, module_lines
 from aios_cli.top_screen import END, ESCAPE, KEYS, KeyCommand, Screen
 from aios_workers.modules.memory.block import MemoryTotals
@@ -82,6 +83,21 @@ def test_the_head_tells_of_each_modules_slots_and_of_the_models_speed() -> None:
     llm, tool, _ = module_lines(frame(5))
     assert llm == "llm     rr: 1 of 2 slots, 5 waiting (oldest 3.0s), 42 tokens/s"
     assert tool == "tool    rr: 0 of 64 slots, 0 waiting"
+
+
+def test_each_core_has_a_row_with_its_speed() -> None:
+    cores = [
+        CoreView(CoreCard(name=name, model=name), slots=2, silent_s=0.0, waiting=0, running=running)
+        for name, running in (("small", 1), ("large", 0))
+    ]
+    shown = replace(frame(0), queues=[queue("llm", running=1)], core_tokens_per_s={"small": 41.5})
+    [llm] = shown.queues
+    shown = replace(shown, queues=[replace(llm, cores=cores)])
+    assert module_lines(shown)[1:] == [
+        "  small: 1 of 2 slots, 0 waiting, 42 tokens/s",
+        "  large: 0 of 2 slots, 0 waiting, 0 tokens/s",
+    ]
+    assert module_lines(replace(shown, tokens_per_s=None))[1] == "  small: 1 of 2 slots, 0 waiting"
 
 
 def test_a_filter_is_typed_seen_and_taken_away() -> None:
