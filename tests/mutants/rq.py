@@ -2,36 +2,43 @@
 
 from tests.mutants.catalogue import Mutant
 
+_REMOVED = "tests/integration/test_removed_while_running.py"
+
 RQ_MUTANTS = (
     Mutant(
         "rq: a job that yields is queued though it was removed",
         "broker/aios_broker/queues/lua/worker/suspend.lua",
         "held and not is_removed(c, job.id) and 1 or 0",
         "held and 1 or 0",
+        _REMOVED,
     ),
     Mutant(
         "rq: a job that was removed finishes all the same",
         "broker/aios_broker/queues/lua/worker/finish.lua",
         "held and not is_removed(c, job.id) and 1 or 0",
         "held and 1 or 0",
+        _REMOVED,
     ),
     Mutant(
         "rq: the slice of a removed job goes on",
         "broker/aios_broker/queues/lua/worker/slice.lua",
         "            if removed then",
         "            if false then",
+        _REMOVED,
     ),
     Mutant(
         "rq: a job that was cancelled is put back when its worker dies",
         "broker/aios_broker/queues/lua/scheduler/reclaim.lua",
         "status == 'canceled' then",
         "false then",
+        _REMOVED,
     ),
     Mutant(
         "rq: text of a deleted job leaves a part of a record",
         "broker/aios_broker/queues/lua/worker/emit.lua",
         "call('UNLINK', key)",
         "call('EXISTS', key)",
+        _REMOVED,
     ),
     Mutant(
         "rq: a living name is given to a second worker",
