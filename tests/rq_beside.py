@@ -35,14 +35,16 @@ class KernelsConnection(redis.connection.UnixDomainSocketConnection):
             "socket_type",
         )
         kept = {name: value for name, value in options.items() if name not in of_tcp}
-        super().__init__(path=SOCKET, db=0, **kept)
+        super().__init__(path=SOCKET, db=0, **kept)  # type: ignore[no-untyped-call]
 
 
 _pool_init = redis.ConnectionPool.__init__
 
 
 def _kernels_pool(
-    self: redis.ConnectionPool, connection_class: type | None = None, **options: object
+    self: redis.ConnectionPool,
+    connection_class: type | None = None,
+    **options: Any,  # noqa: ANN401 - those of redis-py
 ) -> None:
     asked = connection_class or redis.Connection
     if asked is redis.Connection and options.get("port", THEIR_PORT) == THEIR_PORT:
@@ -50,7 +52,7 @@ def _kernels_pool(
     _pool_init(self, connection_class=asked, **options)
 
 
-redis.ConnectionPool.__init__ = _kernels_pool  # type: ignore[method-assign]
+setattr(redis.ConnectionPool, "__init__", _kernels_pool)  # noqa: B010 - mypy allows no other way
 _kernel = redis.Redis()
 _before = set(_kernel.scan_iter("*", count=1000))
 _members = {key: _kernel.smembers(key) for key in SHARED}
@@ -72,8 +74,9 @@ def take_away_what_came(self: redis.Redis, *_: object, **__: object) -> bool:
     return True
 
 
-redis.Redis.flushdb = take_away_what_came  # type: ignore[method-assign]
-importlib.import_module("tests").find_empty_redis_database = lambda ssl=False: redis.Redis()
+setattr(redis.Redis, "flushdb", take_away_what_came)  # noqa: B010
+THEIRS = importlib.import_module("tests")
+setattr(THEIRS, "find_empty_redis_database", lambda ssl=False: redis.Redis())  # noqa: B010
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,18 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 150  # of one block, on a machine that others use
 RUN = ("sh", "python")
 GGUF = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
-# The name of the embedded model's core, served by the simulated one: pages are read in seconds.
-CORES = '[cores.smollm2-135m]\nkind = "simulated"\nslots = 4\ndefault = true\n'
+# The name of the embedded model's core, served by the simulated one: pages are read in seconds. It
+# has a price: budgets are refused where no core has one.
+CORES = """
+[cores.smollm2-135m]
+kind = "simulated"
+slots = 4
+default = true
+[cores.smollm2-135m.price]
+input = 0.15
+output = 0.60
+currency = "EUR"
+"""
 BENCHMARK = "it takes minutes; its options: tests/unit/test_pages.py"
 # A block begins so, and is not run here, because ...
 ELSEWHERE = {
