@@ -33,7 +33,7 @@ async def answer(cores: Sequence[Core], schema: Schema, number: int) -> tuple[Ch
         max_tokens=MAX_TOKENS,
         temperature=draws.choice((0.0, 1.0, 1.5)),
         # A server of SGLang draws by a seed in deterministic inference alone, and refuses it else.
-        **({"seed": number} if "seed" in cores[0].capabilities.keeps else {}),
+        **({"seed": number} if "seed" in cores[0].info.capabilities.keeps else {}),
     )
     result = await run_cut(cores, body, cuts)
     assert isinstance(result, ChatResult)
