@@ -31,6 +31,7 @@ ELSEWHERE = {
     "plan.md",
     "rivers.py",
     "run.json",
+    "script.py",
     "tokenizer.json",
     "tokenizer_config.json",
     "tool-secrets.toml",
@@ -109,7 +110,8 @@ def test_every_block_is_fenced_and_says_its_kind(page: str) -> None:
 
     assert [kind for kind in opened if kind not in KINDS] == []
     assert indented == []
-    assert re.findall(r"^\$ .*", text, re.MULTILINE) == []  # a prompt cannot be pasted
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    assert re.findall(r"^\$ .*", shell, re.MULTILINE) == []  # a prompt cannot be pasted
 
 
 @pytest.mark.parametrize("page", ["docs/how-to-benchmark.md", "docs/how-to-chaos.md"])
