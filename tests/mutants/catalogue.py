@@ -60,6 +60,20 @@ MUTANTS = (
         "tests/unit/test_cli_submit.py",
     ),
     Mutant(
+        "top: an old syscall that comes into view has written all of it now",
+        "sdk/aios_cli/top_rates.py",
+        "0 if job.age_s < RATE_S else job.tokens",
+        "0",
+        "tests/unit/test_top_rates.py",
+    ),
+    Mutant(
+        "top: the rate is that of all time",
+        "sdk/aios_cli/top_rates.py",
+        "> RATE_S:",
+        "> 1e9:",
+        "tests/unit/test_top_rates.py",
+    ),
+    Mutant(
         "a known id is published again",
         "broker/aios_broker/queues/lua/client/submit.lua",
         "elseif check and call('EXISTS', job.key) == 1 then",
