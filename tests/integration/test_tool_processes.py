@@ -20,7 +20,7 @@ from aios_workers.modules.tool.opening import open_registry, told_of
 from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.registry import ToolRegistry
 from aios_workers.modules.tool.running import NoSandbox, ToolCall, ToolProgram
-from aios_workers.modules.tool.tool_process import ToolChanged
+from aios_workers.modules.tool.tool_process import ToolChanged, kill
 from tests.tool_scene import ToolScene
 from tests.waiting import wait_until_async
 
@@ -120,6 +120,39 @@ async def test_what_is_on_disk_when_it_is_started_is_what_was_described(scene: S
         await scene.call(program, ANN, a=1)
     scene.registry.forget("me/add")
     assert (await scene.call(await scene.program("add"), ANN, a=1)).value == 100
+
+
+async def test_a_number_that_is_another_process_by_now_is_left_alone() -> None:
+    """What was started has ended; its number is used again, by a group of somebody else."""
+    left = await asyncio.create_subprocess_exec(
+        "sh", "-c", "sleep 600 & exec true", start_new_session=True
+    )
+    await left.wait()  # and what it began is still there
+    [child] = [pid for pid in all_pids() if group_of(pid) == left.pid]
+    other = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
+    assert left.returncode == 0
+    number, left.pid = left.pid, other.pid
+
+    kill(left)
+    assert other.returncode is None
+    assert is_there(other.pid)
+
+    left.pid = number
+    kill(left)
+    await wait_until_async(lambda: not is_there(child))
+    kill(other)
+    await other.wait()
+
+
+def all_pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 async def test_a_python_that_is_not_there_is_told(scene: Scene, tmp_path: Path) -> None:

@@ -95,4 +95,12 @@ EXEC_MUTANTS = (
         "(msgspec.MsgspecError, UnicodeDecodeError)",
         ESCAPES_TEST + "::test_a_broken_message_ends_its_session_alone",
     ),
+    Mutant(
+        "tool module: a number that is another process by now is left alone",
+        TOOLS + "tool_process.py",
+        '    if process.returncode is not None and Path(f"/proc/{process.pid}").exists():\n',
+        "    if False:\n",
+        "tests/integration/test_tool_processes.py"
+        "::test_a_number_that_is_another_process_by_now_is_left_alone",
+    ),
 )

@@ -242,7 +242,13 @@ async def ended(process: asyncio.subprocess.Process) -> None:
 
 
 def kill(process: asyncio.subprocess.Process) -> None:
-    """End a process and its group at once."""
+    """End a process and its group at once, also what is left of the group when it has ended.
+
+    Linux gives its number to no other process as long as something of the group is left: if it is
+    another's by now, nothing is.
+    """
+    if process.returncode is not None and Path(f"/proc/{process.pid}").exists():
+        return
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
