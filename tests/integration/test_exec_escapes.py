@@ -23,6 +23,7 @@ from aios_broker.contract.exec import (
     ExecSessions,
     SessionLimits,
 )
+from aios_broker.contract.tools import ToolCards, ToolList
 from aios_broker.ledger.journal import metadata_of, read_entry
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import JobMetadata
@@ -32,6 +33,7 @@ from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
 SOON_S = 60.0
+TOLD = 8  # cards of tools
 # What code there can do with the socket itself.
 RAW = """
 import json, queue, socket, struct, time, kernel
@@ -215,15 +217,21 @@ threading.Thread(target=flood, daemon=True).start()
 async def test_one_that_reads_nothing_is_ended_in_time(tools: ToolScene, caller: Caller) -> None:
     """Answers and the interrupt find no reader: neither may hold the worker up."""
     other, session = await opened(caller), await opened(caller)
+
+    async def are_told() -> bool:
+        found = await answer(caller, ToolList())
+        assert isinstance(found, ToolCards)
+        return len(found.tools) >= TOLD
+
+    await wait_until_async(are_told, SOON_S)
     code = f"""{RAW}
 line._received = lambda: time.sleep(600)
-for n in range(900):
-    send(json.dumps({{"call": n, "body": {{"type": "tool.call", "tool": "x/" + "y" * 60,
-                     "arguments": {{"a": "z" * 10_000}}}}}}).encode())
+for n in range(200):  # cards of a dozen tools each: more than a socket holds
+    send(json.dumps({{"call": n, "body": {{"type": "tool.list"}}}}).encode())
 time.sleep(600)
 """
     with pytest.raises(SessionLost, match="did not end when it was interrupted"):
-        await run(caller, session, code, timeout_s=3.0)
+        await run(caller, session, code, timeout_s=6.0)
     assert (await run(caller, other, "1 + 1")).value == "2"
 
 
