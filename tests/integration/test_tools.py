@@ -392,6 +392,7 @@ def mounts() -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 async def test_a_hundred_bombs_leave_the_worker_as_it_was(tools: ToolScene, caller: Caller) -> None:
+    caller.patience_s = 120.0  # each of them takes its time, maybe beside others
     kinds = [
         "exit",
         "segfault",

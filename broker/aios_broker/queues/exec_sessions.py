@@ -18,7 +18,9 @@ from aios_broker.redis.connection import Connection
 HOST_MS = 4_000  # how long a host is believed to live that says nothing
 INBOX_S = 60  # how long messages are kept that nobody takes
 KEPT_LOST_S = 3_600.0  # how long it is known why a session was lost, if nobody asks
-KEPT_TOLD_S = 10.0  # and where its agent has heard it: what was under way then hears the same
+# And where its agent has heard it: what was under way then hears the same, also where the worker
+# that was about to answer it has died, and another one answers after its lease.
+KEPT_TOLD_S = 120.0
 KEPT_LOST = 200  # of a tenant
 
 
