@@ -8,7 +8,8 @@
     folder = "/opt/tools/report"
 
 The file lies in the state directory, or where AIOS_TOOLS says. A folder has a `tool.toml`, which
-says where it begins and what holds for it.
+says where it begins and what holds for it. Tools whose names begin with `aios/` come with the
+kernel: a table of theirs says what holds here (`enabled = false`, `network`, `limits`).
 """
 
 import re
@@ -22,6 +23,7 @@ import msgspec
 from aios_broker.catalogue import file_stamp
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.tools import (
+    KERNEL_TOOLS,
     TOOL_NAME_RULE,
     FolderSettings,
     ToolEntry,
@@ -42,6 +44,7 @@ class ToolCatalogue:
     """What a file says: the tools that are described well, and what is wrong with the others."""
 
     tools: Mapping[str, ToolEntry] = field(default_factory=dict)
+    off: frozenset[str] = frozenset()  # what the operator has switched off
     # By tool; what is wrong with the file as a whole stands under its own name.
     problems: Mapping[str, InvalidConfig] = field(default_factory=dict)
 
@@ -81,7 +84,8 @@ def parse_tools(text: str) -> ToolCatalogue:
             tools[name] = entry_of_table(name, table)
         except InvalidConfig as error:
             problems[name] = error
-    return ToolCatalogue(tools, problems)
+    off = frozenset(name for name, entry in tools.items() if not entry.enabled)
+    return ToolCatalogue({k: v for k, v in tools.items() if k not in off}, off, problems)
 
 
 def entry_of_table(name: str, table: object) -> ToolEntry:
@@ -100,7 +104,15 @@ def entry_of_table(name: str, table: object) -> ToolEntry:
         entry = msgspec.convert(table, ToolEntry)
     except msgspec.ValidationError as error:
         raise _wrong(error, f"{TABLE}.{name}", "an entry") from error
-    if (entry.function is None) == (entry.folder is None):
+    if name.startswith(KERNEL_TOOLS):
+        if entry.function is not None or entry.folder is not None or entry.path is not None:
+            raise InvalidConfig(
+                f"{KERNEL_TOOLS} is of the tools that come with the kernel",
+                field=f"{TABLE}.{name}",
+                remedy="give a tool of yours another name; "
+                "of these set `enabled`, `limits`, `network` or `secrets`",
+            )
+    elif (entry.function is None) == (entry.folder is None):
         raise InvalidConfig(
             "it is neither a function nor a folder, or both",
             field=f"{TABLE}.{name}",

@@ -65,6 +65,23 @@ class ToolsFile(TomlFile):
             tables.remove(name)
             self.write(tomlkit.dumps(document))
 
+    def switch(self, name: str, *, on: bool) -> None:
+        """Switch a tool that comes with the kernel on or off."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.locked():
+            document = self._document()
+            tables = _tables(document)
+            if name not in tables:
+                tables.append(name, tomlkit.table())
+            table = tables[name]
+            if on:
+                table.pop("enabled", None)
+            else:
+                table["enabled"] = False
+            if not table:
+                tables.remove(name)
+            self.write(tomlkit.dumps(document))
+
     def _document(self) -> tomlkit.TOMLDocument:
         try:
             return tomlkit.parse(self.text())

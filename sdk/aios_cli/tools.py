@@ -23,7 +23,14 @@ from aios_cli.state_modules import Operation, commands_of
 from aios_cli.tables import say, show_json
 from aios_local.tools_file import ToolsFile
 from aios_workers.modules.tool.arguments import ArgumentChecker, example_of
-from aios_workers.modules.tool.opening import open_egress, open_registry, told_of, work_folder
+from aios_workers.modules.tool.kernel_tool_entries import is_kernel_tool, with_kernel_tools
+from aios_workers.modules.tool.opening import (
+    open_egress,
+    open_registry,
+    sandbox_kind,
+    told_of,
+    work_folder,
+)
 from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.running import ToolCall, ToolProgram
 
@@ -60,7 +67,7 @@ def _show_tested(tested: Tested) -> None:
 
 
 @command(_show_added)
-@click.argument("what", metavar="MODULE:FUNCTION|FOLDER")
+@click.argument("what", metavar="MODULE:FUNCTION|FOLDER|NAME")
 @click.option("--name", metavar="ORG/NAME", help="Its name; else that of @tool, or local/FUNCTION.")
 @click.option(
     "--path",
@@ -71,6 +78,8 @@ def _show_tested(tested: Tested) -> None:
 def add(what: str, name: str | None, path: Path | None, *, replace: bool) -> Added:
     """Add a tool: a function of a module, or a folder with a tool.toml.
 
+    One that comes with the kernel, and was switched off, is switched on.
+
     It is loaded first, in a process of its own: one that cannot be loaded is not added.
 
     \b
@@ -79,6 +88,10 @@ def add(what: str, name: str | None, path: Path | None, *, replace: bool) -> Add
       aios tools add mymodule:add --name acme/add --path ~/project
       aios tools add ./report --name acme/report
     """  # noqa: D301 - \b keeps click from wrapping
+    if is_kernel_tool(what):
+        file = _file()
+        file.switch(what, on=True)
+        return Added(str(file.path), asyncio.run(_tested(what, file, None)).card)
     entry = _entry_of(what, path)
     found = asyncio.run(_loaded(name or _usual_name(what), entry))
     called = name or found.marked or found.card.name
@@ -89,16 +102,27 @@ def add(what: str, name: str | None, path: Path | None, *, replace: bool) -> Add
     return Added(str(file.path), found.card)
 
 
-@command(lambda removed: say(f"tool {removed} is removed"))
+def _show_removed(name: str) -> None:
+    is_off = is_kernel_tool(name)
+    say(f"tool {name} is switched off" if is_off else f"tool {name} is removed")
+
+
+@command(_show_removed)
 @click.argument("name")
 def remove(name: str) -> str:
     """Take a tool out of the file; a running kernel forgets it within seconds.
 
+    One that comes with the kernel is switched off; `aios tools add` with its name switches it on.
+
     \b
-    Example:
+    Examples:
       aios tools remove local/add
+      aios tools remove aios/shell
     """  # noqa: D301 - \b keeps click from wrapping
-    _file().remove(name)
+    if is_kernel_tool(name):
+        _file().switch(name, on=False)
+    else:
+        _file().remove(name)
     return name
 
 
@@ -113,20 +137,9 @@ def test(name: str, arguments: object) -> Tested:
       aios tools test local/add
       aios tools test local/add '{"a": 1, "b": 2}'
     """  # noqa: D301 - \b keeps click from wrapping
-    catalogue = _file().read()
-    for where in (name, "tools.toml"):
-        if where in catalogue.problems:
-            raise catalogue.problems[where]
-    if name not in catalogue.tools:
-        known = ", ".join(catalogue.tools)
-        raise InvalidConfig(
-            f"there is no tool {name!r}",
-            field="NAME",
-            remedy=f"use of {known}" if known else "add one with `aios tools add`",
-        )
     if arguments is not None and not isinstance(arguments, dict):
         raise click.UsageError("ARGUMENTS is a JSON object")
-    return asyncio.run(_tested(name, catalogue.tools[name], arguments))
+    return asyncio.run(_tested(name, _file(), arguments))
 
 
 async def _loaded(name: str, entry: ToolEntry) -> ToolProgram:
@@ -137,8 +150,29 @@ async def _loaded(name: str, entry: ToolEntry) -> ToolProgram:
         return await registry.described(name, entry)
 
 
-async def _tested(name: str, entry: ToolEntry, arguments: Mapping[str, object] | None) -> Tested:
+def _entry_in(file: ToolsFile, name: str) -> ToolEntry:
+    catalogue = with_kernel_tools(file.read())
+    for where in (name, "tools.toml"):
+        if where in catalogue.problems:
+            raise catalogue.problems[where]
+    if name in catalogue.off:
+        raise InvalidConfig(
+            f"{name} is switched off",
+            field="NAME",
+            remedy=f"`aios tools add {name}` switches it on",
+        )
+    if name not in catalogue.tools:
+        raise InvalidConfig(
+            f"there is no tool {name!r}",
+            field="NAME",
+            remedy=f"use of {', '.join(catalogue.tools)}, or add one with `aios tools add`",
+        )
+    return catalogue.tools[name]
+
+
+async def _tested(name: str, file: ToolsFile, arguments: Mapping[str, object] | None) -> Tested:
     config = current_config()
+    entry = _entry_in(file, name)
     with work_folder() as folder:
         path = tools_path(config.state_dir, config.tools)
         registry = open_registry(path, config.state_dir, environment(), folder)
@@ -148,7 +182,16 @@ async def _tested(name: str, entry: ToolEntry, arguments: Mapping[str, object] |
         taken = ArgumentChecker().checked(program.card, arguments)
         egress = open_egress(folder, config.state_dir, lambda: None)
         told = told_of(environment())
-        runner = ToolProcesses(folder / "calls", registry.sandbox, told, egress)
+        if arguments is not None and program.card.files:
+            raise ToolUnavailable(
+                f"{name} reads files of an agent's storage, which only a kernel has",
+                field="NAME",
+                remedy=f"`aios up`, and `aios tools call {name}`",
+            )
+        goes_without = sandbox_kind(environment()) == "none"
+        runner = ToolProcesses(
+            folder / "calls", registry.sandbox, told, egress, without_sandbox=goes_without
+        )
         try:
             call = ToolCall(new_id(), Owner("default", "cli"), taken)
             result = await runner.run(program, call, lambda _: None)

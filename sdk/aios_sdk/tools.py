@@ -40,6 +40,8 @@ class ToolOptions(TypedDict, total=False):
     locks: Sequence[str]
     idempotent: bool
     destructive: bool
+    runs_code: bool
+    files: Sequence[str]
     network: Sequence[NetworkRule]
     secrets: Sequence[str]
     dependencies: Sequence[str]

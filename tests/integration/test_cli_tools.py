@@ -106,3 +106,23 @@ def test_wrong_arguments_are_told_all_at_once(folder: Path) -> None:
     assert wrong.exit_code == 4
     assert all(f"- /{name}:" in wrong.output for name in "abc")
     assert aios(folder, "test", "local/add", "[1]").exit_code == 2
+
+
+def test_one_that_comes_with_the_kernel_is_tried_and_switched(folder: Path) -> None:
+    asked = '{"expression": "0.1 + 0.2"}'
+    tried = aios(folder, "test", "aios/calculator", asked)
+    assert json.loads(tried.stdout) == {"exact": "3/10", "decimal": "0.3"}
+    card = aios(folder, "test", "aios/sqlite", "--json")
+    assert json.loads(card.stdout)["card"]["files"] == ["{path}"]
+    without = aios(folder, "test", "aios/sqlite", '{"path": "a"}')
+    assert "only a kernel has" in without.output
+
+    off = aios(folder, "remove", "aios/calculator")
+    assert (off.exit_code, "switched off" in off.output) == (0, True)
+    assert "switched off" in aios(folder, "test", "aios/calculator", asked).output
+    assert aios(folder, "add", "aios/calculator").exit_code == 0
+    assert aios(folder, "test", "aios/calculator", asked).exit_code == 0
+
+    taken = aios(folder, "add", "mymodule_of_test:add", "--name", "aios/add")
+    assert (taken.exit_code, "come with the kernel" in taken.output) == (2, True)
+    assert aios(folder, "test", "aios/wings").exit_code == 2

@@ -313,7 +313,7 @@ ADMISSION_MUTANTS = (
     Mutant(
         "a tool runs before it has what it needs",
         "workers/aios_workers/modules/tool/handler.py",
-        "if not await self._has_its_needs(run, program.card, call.arguments):",
+        "if not await self._has_its_needs(run, program.card, taken):",
         "if False:",
         "tests/integration/test_tool_limits.py",
     ),

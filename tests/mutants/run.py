@@ -36,6 +36,7 @@ from tests.mutants.exec import EXEC_MUTANTS  # noqa: E402
 from tests.mutants.forms import FORM_MUTANTS  # noqa: E402
 from tests.mutants.gateway import GATEWAY_MUTANTS  # noqa: E402
 from tests.mutants.identity import IDENTITY_MUTANTS  # noqa: E402
+from tests.mutants.kernel_tools import KERNEL_TOOL_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
 from tests.mutants.limits import LIMIT_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
@@ -76,6 +77,7 @@ MUTANTS = (
     *CORE_MUTANTS,
     *TOOL_MUTANTS,
     *EXEC_MUTANTS,
+    *KERNEL_TOOL_MUTANTS,
     *REMOTE_MUTANTS,
     *OWNERSHIP_MUTANTS,
     *SESSION_MUTANTS,

@@ -52,6 +52,9 @@ def test_what_a_file_says() -> None:
         ('[tools."a/b"]\nfunction = "a b"', "tools.a/b.function"),
         ('[tools."a/b"]\nfunction = "os.system; x"', "tools.a/b.function"),
         ('[tools."a/b"]\nfolder = "/a"\nwings = 2', "tools.a/b.wings"),
+        ('[tools."aios/calculator"]\nfunction = "a:b"', "tools.aios/calculator"),
+        ('[tools."aios/calculator"]\nfolder = "/a"', "tools.aios/calculator"),
+        ('[tools."aios/calculator"]\nenabled = 1', "tools.aios/calculator.enabled"),
     ],
 )
 def test_what_is_wrong_is_named_and_the_other_tools_stay(text: str, field: str) -> None:
@@ -122,3 +125,21 @@ def test_a_decorator_that_was_written_by_hand_is_checked() -> None:
     assert settings_of({"name": "me/add", "idempotent": True}).idempotent
     with pytest.raises(InvalidConfig, match="wings"):
         settings_of({"wings": 2})
+
+
+def test_one_that_comes_with_the_kernel_is_switched_and_what_is_set_of_it_stays(
+    file: ToolsFile,
+) -> None:
+    file.path.write_text('[tools."aios/shell"]  # mine\nlimits = { timeout_s = 5.0 }\n')
+    file.switch("aios/shell", on=False)
+    file.switch("aios/python", on=False)
+    assert file.read().off == {"aios/shell", "aios/python"}
+    assert "# mine" in file.path.read_text()
+
+    file.switch("aios/shell", on=True)
+    file.switch("aios/python", on=True)
+    found = file.read()
+    assert (found.off, list(found.tools)) == (frozenset(), ["aios/shell"])
+    limits = found.tools["aios/shell"].limits
+    assert limits is not None
+    assert limits.timeout_s == 5.0

@@ -24,6 +24,8 @@ TOOL_NAME_RULE = "name it ORG/NAME: letters, digits and ._-, one slash, 120 char
 ToolVersion = Annotated[str, Meta(pattern=r"^[0-9a-f]{12}\Z")]  # the first digits of a SHA-256
 # What a lock is on, such as `gpu0` or `file:{path}`: {path} is the argument of that name.
 LockTemplate = Annotated[str, Meta(min_length=1, max_length=200)]
+# A path of the agent's storage, such as `notes/today.md` or `{path}`.
+FileTemplate = Annotated[str, Meta(min_length=1, max_length=1_024)]
 # none: a process of its own with limits, which sees what the worker's user sees.
 SandboxKind = Literal["bubblewrap", "none"]
 
@@ -31,6 +33,7 @@ MARK = "__aios_tool__"  # the attribute in which a function says what it is as a
 MAX_ARGUMENT_BYTES = 1024 * 1024  # of one call, as JSON
 MAX_ARGUMENT_LEVELS = 64
 MAX_PARALLEL = 10_000
+KERNEL_TOOLS = "aios/"  # what the names of tools that come with the kernel begin with
 
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")  # fewer digits are no more than 64 bits
 
@@ -79,6 +82,10 @@ class ToolSettings(Request, frozen=True, kw_only=True):
     locks: Annotated[Row[LockTemplate], Meta(max_length=7)] = ()
     idempotent: bool = False  # running it twice does no harm: it is tried again where a worker died
     destructive: bool = False  # a person is asked before it runs
+    # It runs code that its caller gives: only in a sandbox, unless the operator goes without one.
+    runs_code: bool = False
+    # Files and directories of the agent's storage that it finds below `storage/` in its folder.
+    files: Annotated[Row[FileTemplate], Meta(max_length=16)] = ()
     network: Annotated[Row[NetworkRule], Meta(max_length=64)] = ()
     secrets: Annotated[Row[Name], Meta(max_length=16)] = ()  # names only
     dependencies: Annotated[Row[str], Meta(max_length=64)] = ()  # such as `sympy>=1.13`
@@ -92,11 +99,16 @@ class FolderSettings(ToolSettings, frozen=True, kw_only=True):
 
 
 class ToolEntry(Request, frozen=True, kw_only=True):
-    """One tool of `tools.toml`: a function, or a folder."""
+    """One tool of `tools.toml`: a function, a folder, or what holds for one of the kernel's."""
 
     function: Annotated[str, Meta(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*\Z")] | None = None
     path: str | None = None  # the folder that the function's module is imported from
     folder: str | None = None  # that has a `tool.toml`
+    enabled: bool = True  # else it is not there
+    # The operator's, in place of what the tool says of itself.
+    limits: RunLimits | None = None
+    network: Annotated[Row[NetworkRule], Meta(max_length=64)] | None = None
+    secrets: Annotated[Row[Name], Meta(max_length=16)] | None = None
 
 
 class ToolCard(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="tool.card"):
@@ -111,6 +123,8 @@ class ToolCard(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="tool.
     locks: tuple[str, ...] = ()
     idempotent: bool = False
     destructive: bool = False
+    runs_code: bool = False
+    files: tuple[str, ...] = ()
     network: tuple[NetworkRule, ...] = ()
     secrets: tuple[str, ...] = ()  # names only
     dependencies: tuple[str, ...] = ()

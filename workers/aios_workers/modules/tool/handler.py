@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 from aios_broker.contract.errors import ToolUnavailable, UnknownModule, UnknownTool, WorkerLost
 from aios_broker.contract.exec import ExecBody
@@ -41,6 +42,7 @@ class ToolHandler:
         self._cards = tools.cards
         self._approvals = tools.approvals
         self._sessions = tools.sessions
+        self._files = tools.files
         self._checker = ArgumentChecker()
 
     def answer_at_once(self, run: Run, syscall: Syscall) -> Done | None:
@@ -113,9 +115,8 @@ class ToolHandler:
             )
             if parked is not None:
                 return parked
-        call = ToolCall(syscall.id, syscall.owner, arguments)
         try:
-            ran = await self._ran(run, call, program, body)
+            ran = await self._ran(run, syscall, arguments, program, body)
             return Suspended(None, "needs") if ran is None else Done(ran)
         except asyncio.CancelledError:
             if run.stopping == "drain" and not program.card.idempotent:
@@ -123,14 +124,21 @@ class ToolHandler:
             raise
 
     async def _ran(
-        self, run: Run, call: ToolCall, program: ToolProgram, body: ToolRun
+        self,
+        run: Run,
+        syscall: Syscall,
+        taken: dict[str, Any],
+        program: ToolProgram,
+        body: ToolRun,
     ) -> ToolResult | None:
         """Run a call; of a tool that changes just now, what it is then. None: it has to wait."""
-        stream = self._kernel.streams.open(run.lease, call.id)
+        stream = self._kernel.streams.open(run.lease, syscall.id)
         write = stream.write if run.lease.wants_chunks else _unheard
         for _ in range(CHANGES):
-            if not await self._has_its_needs(run, program.card, call.arguments):
+            if not await self._has_its_needs(run, program.card, taken):
                 return None
+            lay = self._files.lay(syscall, program.card, taken)
+            call = ToolCall(syscall.id, syscall.owner, taken, lay)
             try:
                 result = await self._runner.run(program, call, write)
                 await stream.flush()
@@ -138,8 +146,7 @@ class ToolHandler:
             except ToolChanged:
                 self._registry.forget(body.tool)
                 program = await self._registry.program(body.tool, body.version)
-                arguments = self._checker.checked(program.card, body.arguments)
-                call = ToolCall(call.id, call.owner, arguments)
+                taken = self._checker.checked(program.card, body.arguments)
         raise ToolUnavailable(
             f"{body.tool} changes again and again while it is started",
             remedy="wait until it is written",

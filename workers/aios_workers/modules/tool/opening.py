@@ -14,6 +14,7 @@ from tempfile import gettempdir, mkdtemp
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.tools import SandboxKind
 from aios_broker.postgres.store import Store
+from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.tool_cards import ToolCards
 from aios_broker.redis.connection import Connection
@@ -34,6 +35,8 @@ from aios_workers.modules.tool.sandbox.bubblewrap import chosen_sandbox
 from aios_workers.modules.tool.sandbox.task_groups import BoundedTasks, open_task_groups
 from aios_workers.modules.tool.sessions.opening import open_sessions
 from aios_workers.modules.tool.sessions.session_answers import SessionAnswers
+from aios_workers.modules.tool.stored_files import StoredFiles
+from aios_workers.runtime.kernel_calls import SubmittedCalls
 
 WORK = "aios-tools-"  # what the folders begin with in which tools of a worker work
 LOCK = "lock"  # held for as long as the worker lives
@@ -50,6 +53,7 @@ class Tools:
     cards: ToolCards
     approvals: ToolApprovals
     sessions: SessionAnswers
+    files: StoredFiles
 
 
 async def open_tools(
@@ -80,18 +84,28 @@ async def open_tools(
     stores = await stack.enter_async_context(AsyncExitStack())  # closed after all that writes
     open_store = partial(_open_store, config, name, stores)
     egress = await _open_egress(folder, config, open_store, stack)
-    runner = ToolProcesses(folder / "calls", registry.sandbox, told_of(environ), egress)
+    runner = ToolProcesses(
+        folder / "calls",
+        registry.sandbox,
+        told_of(environ),
+        egress,
+        without_sandbox=config.tool_sandbox == "none",
+    )
     stack.push_async_callback(runner.close)
     connection = Connection(config.redis_url, name=f"{name}.tools")
     stack.push_async_callback(connection.aclose)
-    cards = ToolCards(connection, Keys(config.key_prefix))
+    keys = Keys(config.key_prefix)
+    calls = await stack.enter_async_context(
+        SubmittedCalls(Functions(connection), keys, config.redis_url, f"{name}.tools")
+    )
+    cards = ToolCards(connection, keys)
     publisher = CardPublisher(registry, cards, config.tools_source)
     trouble = "the fleet is not told of tools"
     await stack.enter_async_context(periodic_task("tool cards", publisher.step, trouble))
     approvals = ToolApprovals(open_store, config.approval_ttl_s)
     place = Launch((), told_of(environ), folder / "sessions")
-    sessions = await open_sessions(config, name, registry.sandbox, place, stack)
-    return Tools(registry, runner, cards, approvals, sessions)
+    sessions = await open_sessions(config, name, registry.sandbox, place, calls, stack)
+    return Tools(registry, runner, cards, approvals, sessions, StoredFiles(calls))
 
 
 def open_registry(

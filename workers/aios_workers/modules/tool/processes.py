@@ -5,12 +5,10 @@ nothing is left: each call is a fork (`process/__main__.py`).
 """
 
 import asyncio
-import base64
 import contextlib
 import os
 import shutil
-import stat
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -19,6 +17,8 @@ from typing import Any
 import msgspec
 
 from aios_broker.contract.errors import (
+    AccessDenied,
+    Fault,
     KernelError,
     SandboxUnavailable,
     ToolFailed,
@@ -26,18 +26,17 @@ from aios_broker.contract.errors import (
     ToolTimeout,
 )
 from aios_broker.contract.names import Owner
-from aios_broker.contract.tools import MadeFile, ToolCard, ToolResult, ToolRunFacts
+from aios_broker.contract.tools import ToolCard, ToolResult, ToolRunFacts
 from aios_broker.places import Holder, Places, Shares
+from aios_workers.modules.tool.arguments import invalid_arguments
 from aios_workers.modules.tool.egress.way_out import Egress, WayOut
+from aios_workers.modules.tool.made_files import is_too_large, made_files
 from aios_workers.modules.tool.running import Sandbox, ToolCall, ToolProgram
 from aios_workers.modules.tool.tool_process import ToolProcess
 
 KEPT = 16  # processes that do nothing and are kept for the next call
 IDLE_S = 60.0
-MOST_FILES = 1_000  # that a result tells
-MOST_CONTENT_BYTES = 1024 * 1024  # of all files, in a result
-MOST_MADE = 20_000  # files and folders of a call, small and large
-BLOCK_BYTES = 512  # of which the file system tells a file's size on the disk
+STORAGE = "storage"  # in a call's folder: the files of the agent's storage
 LOOK_S = 0.25  # between two looks at what a call that runs has written
 MOST_TOLD = 4_000  # characters of what a tool raised
 SHARES = Shares(places=32, of_tenant=24, of_agent=12)  # calls at once
@@ -69,12 +68,16 @@ class ToolProcesses:
         sandbox: Sandbox,
         environ: Mapping[str, str],
         egress: Egress | None = None,
+        *,
+        without_sandbox: bool = False,
     ) -> None:
         """Take where processes may write, what keeps them in, and what they are told.
 
-        `egress`: their ways out by rule; None: there are none.
+        `egress`: their ways out by rule; None: there are none. `without_sandbox`: the operator has
+        chosen that there is none, for tools that run code, too.
         """
         self._egress = egress
+        self._without_sandbox = without_sandbox
         self._folder = folder
         self._sandbox = sandbox
         self._environ = environ
@@ -94,14 +97,35 @@ class ToolProcesses:
             ToolChanged: It is another version by now.
             SandboxUnavailable: This machine cannot keep it in.
         """
-        async with self._places.one(Holder(call.owner.tenant, call.owner.agent)):
+        holder = Holder(call.owner.tenant, call.owner.agent)
+        async with self._places.one(holder), self._laid(call) as laid:
             kept = await self._process(program, call.owner)
             workspace = kept.folder / call.id
             workspace.mkdir(mode=0o700)
+            stored = kept.folder / f"{call.id}.{STORAGE}"
             try:
+                if laid is not None:
+                    laid.rename(stored)
+                    (workspace / STORAGE).symlink_to(stored)
                 return await self._run(kept.process, workspace, call, heard)
             finally:
                 await _emptied(workspace)
+                if laid is not None:
+                    await _removed(stored)
+
+    @contextlib.asynccontextmanager
+    async def _laid(self, call: ToolCall) -> AsyncIterator[Path | None]:
+        """Yield a folder with the files of the agent's storage that a call asks for."""
+        if call.lay is None:
+            yield None
+            return
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Path(await asyncio.to_thread(mkdtemp, dir=self._folder))
+        try:
+            await call.lay(folder)
+            yield folder
+        finally:
+            await _removed(folder)
 
     async def _run(
         self, process: ToolProcess, workspace: Path, call: ToolCall, heard: Callable[[str], None]
@@ -191,6 +215,11 @@ class ToolProcesses:
 
     async def _way_out(self, card: ToolCard, owner: Owner) -> WayOut | None:
         """Open a tool's way out; None: no rule of it leads anywhere, or nothing keeps it in."""
+        if self._sandbox.kind == "none" and card.runs_code and not self._without_sandbox:
+            raise SandboxUnavailable(
+                "; ".join(self._sandbox.warnings) or "this machine has no sandbox",
+                remedy="see `aios doctor`; AIOS_TOOL_SANDBOX=none runs code without one",
+            )
         if self._sandbox.kind == "none" and card.secrets:
             raise SandboxUnavailable(
                 f"{card.name} uses keys, and nothing here keeps them from it",
@@ -253,6 +282,7 @@ def _value_of(ending: Mapping[str, Any], program: ToolProgram, output: str) -> o
         raise _beyond(str(limit), program)
     tail = f"\nIt printed at last: {output[-MOST_TOLD:]}" if output else ""
     if isinstance(why := said.get("error"), dict):
+        _raise_for_its_caller(program.card.name, why)
         raise ToolFailed(
             f"it raised {why.get('name')}: {str(why.get('message'))[:MOST_TOLD]}"
             f"\n{str(why.get('traceback'))[-MOST_TOLD:]}{tail}",
@@ -274,6 +304,16 @@ def _value_of(ending: Mapping[str, Any], program: ToolProgram, output: str) -> o
     raise ToolFailed(f"its process ended{how} before it returned{tail}", remedy="correct it")
 
 
+def _raise_for_its_caller(tool: str, why: Mapping[str, Any]) -> None:
+    """Raise what a tool says that its caller, or the operator, is to mend."""
+    message, argument = str(why.get("message"))[:MOST_TOLD], why.get("argument")
+    if isinstance(rule := why.get("rule"), str):
+        field = f"body.arguments.{argument}" if argument else None
+        raise AccessDenied(message, field=field, remedy=rule)
+    if isinstance(argument, str):
+        raise invalid_arguments(tool, [Fault(f"/{argument}", message)])
+
+
 def _beyond(limit: str, program: ToolProgram) -> KernelError:
     if limit == "killed":
         return ToolFailed("its process was ended from outside", remedy="try it again")
@@ -289,71 +329,6 @@ def _beyond(limit: str, program: ToolProgram) -> KernelError:
         field=f"limits.{limit}",
         remedy="let it do less at a time, or allow it more",
     )
-
-
-def made_files(workspace: Path) -> tuple[MadeFile, ...]:
-    """Return the files of a workspace, small ones with their content; links are none.
-
-    Others of the agent's calls may change it meanwhile: each step goes from a folder that is open.
-    """
-    found: list[MadeFile] = []
-    left = MOST_CONTENT_BYTES
-    for parent, folders, names, opened in os.fwalk(workspace):
-        folders.sort()
-        for name in sorted(names):
-            if len(found) == MOST_FILES:
-                return tuple(found)
-            size = _size_of(name, opened)
-            if size is None:
-                continue
-            content = _read(name, opened, size) if size <= left else b""
-            left -= len(content)
-            path = Path(parent, name).relative_to(workspace).as_posix()
-            if not path.isprintable() or not _is_text(path):
-                path = ascii(path)
-            found.append(MadeFile(path, size, base64.b64encode(content).decode()))
-    return tuple(found)
-
-
-def _size_of(name: str, folder: int) -> int | None:
-    """Return the bytes of a file; None: it is none."""
-    try:
-        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except OSError:
-        return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-
-def _read(name: str, folder: int, size: int) -> bytes:
-    try:
-        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-    except OSError:
-        return b""
-    with os.fdopen(file, "rb") as opened:
-        return opened.read(size)
-
-
-def is_too_large(workspace: Path, most_bytes: int) -> bool:
-    """Whether the files of a workspace take more than they may, or are too many."""
-    seen = size = 0
-    for _, _, names, opened in os.fwalk(workspace):
-        seen += 1
-        for name in names:
-            seen += 1
-            with contextlib.suppress(OSError):
-                found = os.stat(name, dir_fd=opened, follow_symlinks=False)
-                size += found.st_blocks * BLOCK_BYTES
-        if seen > MOST_MADE or size > most_bytes:
-            return True
-    return False
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 async def _emptied(workspace: Path) -> None:

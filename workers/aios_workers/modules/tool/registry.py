@@ -43,6 +43,13 @@ from aios_broker.tool_catalogue import (
 from aios_workers.modules.tool.arguments import compiled
 from aios_workers.modules.tool.egress.rules import wrong_rule
 from aios_workers.modules.tool.environments import ToolEnvironments
+from aios_workers.modules.tool.kernel_tool_entries import (
+    ROOM,
+    as_set,
+    is_kernel_tool,
+    kernel_content,
+    with_kernel_tools,
+)
 from aios_workers.modules.tool.needs import check_locks
 from aios_workers.modules.tool.running import Sandbox, ToolProgram
 from aios_workers.modules.tool.tool_process import first_event, kill, launch_of, started
@@ -150,7 +157,7 @@ class ToolRegistry:
             self._read_s = now
             stamp = file_stamp(self._path)
             if stamp != self._stamp or stamp is None:
-                self._stamp, self._catalogue = stamp, read_tools(self._path)
+                self._stamp, self._catalogue = stamp, with_kernel_tools(read_tools(self._path))
                 for problem in self._catalogue.problems.values():
                     logger.warning("%s: %s", self._path, problem)
         return self._catalogue
@@ -164,6 +171,12 @@ class ToolRegistry:
             return catalogue.tools[name]
         if problem is not None:
             raise ToolUnavailable(problem.message, field=problem.field, remedy=problem.remedy)
+        if name in catalogue.off:
+            raise UnknownTool(
+                f"the operator has switched {name} off",
+                field="body.tool",
+                remedy=f"`enabled = false` stands in {self._path.name}",
+            )
         near = difflib.get_close_matches(name, catalogue.tools, NEAR)
         raise UnknownTool(
             f"there is no tool {name!r}",
@@ -194,14 +207,15 @@ class ToolRegistry:
 
     async def _load(self, name: str, entry: ToolEntry) -> _Known:
         program, error = None, None
-        before = _stamps(_places(entry))
+        before = {} if is_kernel_tool(name) else _stamps(_places(entry))
         try:
             async with self._describing:
                 program = await self.described(name, entry)
         except (KernelError, OSError) as caught:
             error = caught if isinstance(caught, ToolUnavailable) else _unavailable(caught)
             logger.warning("the tool %s cannot be loaded: %s", name, _in_a_line(error))
-        files = () if program is None else (Path(path) for path, _ in program.content)
+        is_whole = program is None or is_kernel_tool(name)  # the kernel's change with the kernel
+        files = () if is_whole or program is None else (Path(path) for path, _ in program.content)
         stamps = {**_stamps(files), **before}
         now = asyncio.get_running_loop().time()
         known = self._known[name] = _Known(entry, program, error, stamps, now, now)
@@ -217,7 +231,10 @@ class ToolRegistry:
         program, settings = await asyncio.to_thread(self._found, name, entry)
         environment = await self._environments.of(settings.dependencies)
         program = replace(program, python=environment.python)
-        said = await self._said(program)
+        if is_kernel_tool(name):
+            said = {"settings": {}, "doc": "", "content": await asyncio.to_thread(kernel_content)}
+        else:
+            said = await self._said(program)
         if isinstance(settings, FolderSettings):
             parameters = settings.parameters
         else:
@@ -227,6 +244,7 @@ class ToolRegistry:
                 program = replace(program, python=environment.python)
                 said = await self._said(program)
         parameters = said["parameters"] if parameters is None else parameters
+        settings = as_set(settings, entry)
         compiled(parameters)
         check_locks(settings.locks, parameters)
         if (wrong := wrong_rule(settings.network, settings.secrets)) is not None:
@@ -245,7 +263,7 @@ class ToolRegistry:
             settings: ToolSettings = read_folder(folder)
             assert isinstance(settings, FolderSettings)
             function, whole = settings.entry, True
-            roots: tuple[Path, ...] = (folder,)
+            roots: tuple[Path, ...] = (ROOM if is_kernel_tool(name) else folder,)
             by_hints = settings.parameters is None
         else:
             assert entry.function is not None
@@ -255,7 +273,7 @@ class ToolRegistry:
             card=ToolCard(name=name),
             function=function,
             python=Path(),
-            import_paths=roots,
+            import_paths=() if is_kernel_tool(name) else roots,
             roots=roots,
             whole=whole,
             by_hints=by_hints,
@@ -288,6 +306,8 @@ class ToolRegistry:
             locks=tuple(settings.locks),
             idempotent=settings.idempotent,
             destructive=settings.destructive,
+            runs_code=settings.runs_code,
+            files=tuple(settings.files),
             network=tuple(settings.network),
             secrets=tuple(settings.secrets),
             dependencies=tuple(settings.dependencies),

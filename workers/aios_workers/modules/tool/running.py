@@ -6,7 +6,7 @@
 Whoever cancels the run ends the tool, with all processes that it began.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +50,8 @@ class ToolCall:
     id: str  # the syscall's
     owner: Owner
     arguments: Mapping[str, Any]
+    # Lays the files of the agent's storage that it is to find into a folder; None: it has none.
+    lay: Callable[[Path], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

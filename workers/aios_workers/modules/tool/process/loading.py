@@ -10,12 +10,14 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 Function = Callable[..., Any]
 
 MARK = "__aios_tool__"  # as in the contract
+SAID = "aios_says"  # the attribute in which an error says who is to mend it
+MOST_SAID = 2_000  # characters
 MOST_FILES = 4_000
 MOST_FILE_BYTES = 64 * 1024 * 1024  # of all of them together
 MOST_TRACEBACK = 8_000  # characters
@@ -92,9 +94,14 @@ def content(function: Function, roots: Sequence[str], *, whole: bool) -> list[li
     paths = set() if own is None else {os.path.realpath(own)}
     for root in roots:
         real = os.path.realpath(root)
-        paths.update(_files_below(real) if whole else _loaded_below(real))
+        paths.update(files_below(real) if whole else _loaded_below(real))
         if len(paths) > MOST_FILES:
             raise UnfitTool(f"it has more than {MOST_FILES} files")
+    return digests(paths)
+
+
+def digests(paths: Iterable[str]) -> list[list[str]]:
+    """Return [path, SHA-256] of files, sorted by path."""
     found, size = [], 0
     for path in sorted(paths):
         with open(path, "rb") as file:
@@ -106,7 +113,8 @@ def content(function: Function, roots: Sequence[str], *, whole: bool) -> list[li
     return found
 
 
-def _files_below(root: str) -> Iterator[str]:
+def files_below(root: str) -> Iterator[str]:
+    """Yield the files of a folder that a tool may be made of."""
     seen = 0
     for folder, folders, names in os.walk(root):
         folders[:] = [each for each in folders if each not in _SKIPPED and not each.startswith(".")]
@@ -141,4 +149,13 @@ def failure(error: BaseException) -> dict[str, str]:
         "name": type(error).__name__,
         "message": message[:MOST_TRACEBACK],
         "traceback": "".join(lines)[-MOST_TRACEBACK:],
+        **_said_of_it(error),
     }
+
+
+def _said_of_it(error: BaseException) -> dict[str, str]:
+    """Return what an error says of who is to mend it: which argument is wrong, or which rule."""
+    said = getattr(error, SAID, None)
+    if not isinstance(said, dict):
+        return {}
+    return {name: str(said[name])[:MOST_SAID] for name in ("argument", "rule") if name in said}

@@ -4,7 +4,6 @@ import secrets
 from contextlib import AsyncExitStack
 
 from aios_broker.queues.exec_sessions import SessionRecords
-from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import periodic_task
@@ -12,11 +11,16 @@ from aios_workers.config import WorkerConfig
 from aios_workers.modules.tool.running import Launch, Sandbox
 from aios_workers.modules.tool.sessions.host import SessionHost, SessionTerms
 from aios_workers.modules.tool.sessions.session_answers import SessionAnswers
-from aios_workers.runtime.kernel_calls import SubmittedCalls
+from aios_workers.modules.tool.sessions.session_calls import Calls
 
 
 async def open_sessions(
-    config: WorkerConfig, name: str, sandbox: Sandbox, place: Launch, stack: AsyncExitStack
+    config: WorkerConfig,
+    name: str,
+    sandbox: Sandbox,
+    place: Launch,
+    calls: Calls,
+    stack: AsyncExitStack,
 ) -> SessionAnswers:
     """Open what answers the syscalls of sessions; it is closed with the stack.
 
@@ -25,6 +29,7 @@ async def open_sessions(
         name: How this process shows itself to the servers.
         sandbox: What keeps sessions in.
         place: The folder that their workspaces lie in, and what they are told.
+        calls: What makes the syscalls that code in them makes.
         stack: Closes what is opened.
     """
     keys = Keys(config.key_prefix)
@@ -32,9 +37,6 @@ async def open_sessions(
     stack.push_async_callback(connection.aclose)
     waiting = Connection(config.redis_url, name=f"{name}.exec.wait")
     stack.push_async_callback(waiting.aclose)
-    calls = await stack.enter_async_context(
-        SubmittedCalls(Functions(connection), keys, config.redis_url, f"{name}.exec")
-    )
     records = SessionRecords(connection, keys)
     terms = SessionTerms(
         config.exec_agent_sessions, config.exec_tenant_sessions, config.tool_sandbox == "none"

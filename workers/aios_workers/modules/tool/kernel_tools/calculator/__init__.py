@@ -1,0 +1,1 @@
+"""A calculator: numbers exactly, symbols by SymPy."""

@@ -1,0 +1,1 @@
+"""One page of the web, where a rule leads there."""

@@ -1,0 +1,1 @@
+"""A command, run once by a shell."""

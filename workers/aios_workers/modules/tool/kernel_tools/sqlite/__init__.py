@@ -1,0 +1,1 @@
+"""One query of an SQLite database or a CSV file, read only."""

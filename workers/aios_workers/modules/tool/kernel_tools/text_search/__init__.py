@@ -1,0 +1,1 @@
+"""A text or a pattern, found in files line by line."""

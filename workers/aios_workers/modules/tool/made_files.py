@@ -1,0 +1,79 @@
+"""The files that a call has left in its folder: what a result tells of them, and what they take."""
+
+import base64
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+from aios_broker.contract.tools import MadeFile
+
+MOST_FILES = 1_000  # that a result tells
+MOST_CONTENT_BYTES = 1024 * 1024  # of all files, in a result
+MOST_MADE = 20_000  # files and folders of a call, small and large
+BLOCK_BYTES = 512  # of which the file system tells a file's size on the disk
+
+
+def made_files(workspace: Path) -> tuple[MadeFile, ...]:
+    """Return the files of a workspace, small ones with their content; links are none.
+
+    Others of the agent's calls may change it meanwhile: each step goes from a folder that is open.
+    """
+    found: list[MadeFile] = []
+    left = MOST_CONTENT_BYTES
+    for parent, folders, names, opened in os.fwalk(workspace):
+        folders.sort()
+        for name in sorted(names):
+            if len(found) == MOST_FILES:
+                return tuple(found)
+            size = _size_of(name, opened)
+            if size is None:
+                continue
+            content = _read(name, opened, size) if size <= left else b""
+            left -= len(content)
+            path = Path(parent, name).relative_to(workspace).as_posix()
+            if not path.isprintable() or not _is_text(path):
+                path = ascii(path)
+            found.append(MadeFile(path, size, base64.b64encode(content).decode()))
+    return tuple(found)
+
+
+def _size_of(name: str, folder: int) -> int | None:
+    """Return the bytes of a file; None: it is none."""
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _read(name: str, folder: int, size: int) -> bytes:
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError:
+        return b""
+    with os.fdopen(file, "rb") as opened:
+        return opened.read(size)
+
+
+def is_too_large(workspace: Path, most_bytes: int) -> bool:
+    """Whether the files of a workspace take more than they may, or are too many."""
+    seen = size = 0
+    for _, _, names, opened in os.fwalk(workspace):
+        seen += 1
+        for name in names:
+            seen += 1
+            with contextlib.suppress(OSError):
+                found = os.stat(name, dir_fd=opened, follow_symlinks=False)
+                size += found.st_blocks * BLOCK_BYTES
+        if seen > MOST_MADE or size > most_bytes:
+            return True
+    return False
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
