@@ -182,7 +182,7 @@ async def _tested(name: str, file: ToolsFile, arguments: Mapping[str, object] | 
         taken = ArgumentChecker().checked(program.card, arguments)
         egress = open_egress(folder, config.state_dir, lambda: None)
         told = told_of(environment())
-        if arguments is not None and program.card.files:
+        if program.card.files:
             raise ToolUnavailable(
                 f"{name} reads files of an agent's storage, which only a kernel has",
                 field="NAME",

@@ -32,6 +32,7 @@ ELSEWHERE = {
     "rivers.py",
     "run.json",
     "script.py",
+    "storage/notes/today.md",
     "tokenizer.json",
     "tokenizer_config.json",
     "tool-secrets.toml",

@@ -231,6 +231,7 @@ class ToolRegistry:
         program, settings = await asyncio.to_thread(self._found, name, entry)
         environment = await self._environments.of(settings.dependencies)
         program = replace(program, python=environment.python)
+        said: dict[str, Any]
         if is_kernel_tool(name):
             said = {"settings": {}, "doc": "", "content": await asyncio.to_thread(kernel_content)}
         else:

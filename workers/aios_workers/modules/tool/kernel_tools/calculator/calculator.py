@@ -124,8 +124,8 @@ class _Evaluation:
                 found = self._called(name, [self._of(each) for each in node.args])
             case ast.List(elts=parts) | ast.Tuple(elts=parts):
                 found = [self._of(each) for each in parts]
-        if found is None:
-            raise WrongArgument(self._argument, f"{type(node).__name__} is no calculation")
+            case _:
+                raise WrongArgument(self._argument, f"{type(node).__name__} is no calculation")
         return found
 
     def _operand(self, node: ast.expr) -> Expr:

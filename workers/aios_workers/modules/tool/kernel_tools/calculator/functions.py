@@ -180,8 +180,8 @@ def _solve(argument: str, equations: Values, unknowns: Values = None) -> Values:
     if unknowns is None:
         free = {name for each in asked for name in each.free_symbols}
         if len(free) != 1:
-            names = ", ".join(sorted(map(str, free))) or "none"
-            raise WrongArgument(argument, f"say for which name: solve(equation, x); it has {names}")
+            has = ", ".join(sorted(map(str, free))) or "none"
+            raise WrongArgument(argument, f"say for which name: solve(equation, x); it has {has}")
         unknowns = free.pop()
     several = unknowns if isinstance(unknowns, list) else [unknowns]
     names = [_symbol(argument, each) for each in several]

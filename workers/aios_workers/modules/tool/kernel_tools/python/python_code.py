@@ -59,7 +59,9 @@ def _run(code: str, names: dict[str, Any]) -> object:
     tree = ast.parse(code, NAME)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     _evaluated(tree, "exec", names)
-    return _evaluated(ast.Expression(last.value), "eval", names) if last is not None else None
+    if isinstance(last, ast.Expr):
+        return _evaluated(ast.Expression(last.value), "eval", names)
+    return None
 
 
 def _evaluated(tree: ast.Module | ast.Expression, mode: str, names: dict[str, Any]) -> object:
