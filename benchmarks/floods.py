@@ -42,6 +42,7 @@ from benchmarks.provenance import ROOT, commit_of, today
 from tests.waiting import wait_until_async
 
 FLOOD_S = 14.0  # that the small calls are timed for
+BEGIN_S = 300.0  # for a flood to begin, at its low priority, on a machine that is busy
 WARM_S = 2.0  # of the flood before them
 PAUSE_S = 0.2  # between two small calls of a kind
 SETTLE_S = 20.0  # after a flood, until it is as before
@@ -224,6 +225,7 @@ async def flood(name: str, url: str) -> None:
             each = itertools.islice(itertools.cycle(agents), what.at_once)
             floods = [_flood(agent, what.call, outcomes) for agent in each]
         asking = asyncio.gather(*floods)
+        print("begun", flush=True)  # on a machine that is busy that takes a while
         reading = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
         await asyncio.wait([asking, reading], return_when=asyncio.FIRST_COMPLETED)
         asking.cancel()
@@ -334,6 +336,8 @@ async def flooded(url: str, name: str, outcomes: Counter[str]) -> AsyncIterator[
     """Have a flood for the length of a block, which begins when it is under way."""
     process = await asyncio.to_thread(_begin, name, url)
     try:
+        assert process.stdout is not None
+        await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), BEGIN_S)
         await asyncio.sleep(WARM_S)
         yield
         said, _ = await asyncio.to_thread(process.communicate, timeout=SETTLE_S)
