@@ -63,6 +63,11 @@ def _lose_login(page: Page) -> None:
     expect(page.get_by_text("The login is over")).to_be_visible()
 
 
+# The links of which something lies outside of the window.
+_BEYOND = """(links, width) => links.filter((each) => {
+  const { left, right } = each.getBoundingClientRect();
+  return left < 0 || right > width;
+}).map((each) => each.textContent)"""
 PROGRAM = f"/program?tenant={ACME}&agent={AGENT}&program="
 VIEWS = (
     View("login", "/login", "nobody"),
@@ -154,3 +159,4 @@ def test_it_fits_and_everybody_can_read_it(
             page.screenshot(path=shot, full_page=True)
         assert findings(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator("nav.main a").evaluate_all(_BEYOND, width) == []

@@ -23,10 +23,10 @@ pytestmark = pytest.mark.timeout(120)
 READY_S = 30.0  # a tool is loaded, a session opened
 FUNCTIONS = '''
 import os, time
-from aios_sdk import NetworkRule, ParallelLimits, tool
+from aios_sdk import NetworkRule, ParallelLimits, RunLimits, tool
 
 
-@tool(parallel=ParallelLimits(tool=4, agent=1))
+@tool(parallel=ParallelLimits(tool=4, agent=1), limits=RunLimits(timeout_s=600.0))
 def wait_for(path: str) -> str:
     """Wait for a <b>file</b>."""
     while not os.path.exists(path):
@@ -167,6 +167,7 @@ def test_the_last_error_of_a_tool_is_told_to_whose_call_it_was(api: ApiScene, to
     with logged_in(api, mine) as person:
         shown = person.get("/tools").text
         assert "&lt;script&gt;alert(1)&lt;/script&gt; nothing doing" in shown
+        assert "Traceback" not in shown
         assert f"#s-{last['id']}" in shown
     for token in (api.colleague, api.foreign_administrator):
         with api.client(token) as client:
