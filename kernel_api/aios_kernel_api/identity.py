@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from aios_broker.contract.errors import AccessDenied, Unauthenticated
 from aios_broker.contract.names import Owner
-from aios_broker.contract.tokens import digest
+from aios_broker.contract.tokens import PREFIX, digest
 from aios_broker.contract.traces import traceparent_of
 from aios_broker.queues.quota import Subject, suspended
 from aios_kernel_api.kernel import Kernel
@@ -130,8 +130,17 @@ def require_agent(caller: Caller) -> Owner:
 
 
 def _token_in(headers: Headers) -> str:
-    """Return the token of a request: `Authorization: Bearer`, else Anthropic's `x-api-key`."""
-    given = headers.getlist("authorization") or headers.getlist("x-api-key")
+    """Return the token of a request: `Authorization: Bearer`, else Anthropic's `x-api-key`.
+
+    A key of Anthropic's own API may stand beside the token, for its clients send both. Another
+    token may not: what stands before the API may have looked at that one.
+    """
+    keys = headers.getlist("x-api-key")
+    given = headers.getlist("authorization")
+    if given:
+        given += [key for key in keys if key.startswith(PREFIX) and key not in given[0]]
+    else:
+        given = keys
     if len(given) != 1:
         raise unauthenticated("the request has no token" if not given else "it has two tokens")
     scheme, space, token = given[0].partition(" ")

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024  # method, path and headers of one request
 MAX_HEADERS = 128
+MAX_AHEAD = 8  # requests of one connection that wait for its answers: hardly a client sends so
+MAX_FRAMING_BYTES = 64 * 1024  # of a body in chunks what is no body, and so much more:
+FRAMING_RATE = 8  # a byte in a chunk of its own has six bytes around it
 TOO_LARGE = b"431 Request Header Fields Too Large"
 KEEP_ALIVE_S = 20
 LAST_WORDS_S = 1.0  # for streams to say why they end, before what is left is cut
@@ -37,6 +40,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin to wait for the head of the first request."""
         super().connection_made(transport)
         self._head_bytes = 0
+        self._framing_bytes = 0  # less FRAMING_RATE bytes for each of the body
         self._is_in_head = True
         self._is_refused = False
         self._slow_read: asyncio.TimerHandle | None = self._soon(self._head_is_late)
@@ -50,14 +54,22 @@ class BoundedProtocol(HttpToolsProtocol):
                 clock.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes before a head has ended."""
+        """Count what comes before a head has ended, and what stands around a body."""
+        if self._is_refused:
+            return  # it is being closed: what it had sent on is not looked at
         if self._is_in_head:
             self._head_bytes += len(data)
             if self._slow_read is None:
                 self._slow_read = self._soon(self._head_is_late)
+        else:
+            self._framing_bytes += len(data)
         super().data_received(data)
-        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and not self._is_refused:
+        if self._is_refused:
+            return
+        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(TOO_LARGE)
+        elif self._framing_bytes > MAX_FRAMING_BYTES:
+            self._refuse(b"400 Bad Request")
 
     def on_message_begin(self) -> None:
         """Begin a request: this callback is in the head of one."""
@@ -67,7 +79,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """End the head of a request, and see whether it may be served."""
         self._is_in_head = False
-        self._head_bytes = 0
+        self._head_bytes = self._framing_bytes = 0
         if self._slow_read is not None:
             self._slow_read.cancel()
             self._slow_read = None
@@ -76,6 +88,20 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(TOO_LARGE)
             raise ValueError("the head is too large")  # ends the parsing: nothing more is read
         super().on_headers_complete()
+        if len(self.pipeline) > MAX_AHEAD:
+            self._refuse(b"400 Bad Request")
+            raise ValueError("too many requests at once")
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body."""
+        self._framing_bytes -= len(body) * (1 + FRAMING_RATE)
+        super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request of the connection; what comes after all of them can wait."""
+        super().on_response_complete()
+        if self.pipeline and not self.transport.is_closing():
+            self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         """Wait for the head of the next request, without a clock: keep-alive has its own."""

@@ -121,6 +121,18 @@ async def test_registered_again_after_a_crash_nobody_is_asked_and_nobody_else_is
         await scene.ask("boss", AccessRegister("bob", True, token_digest=digest(token)))
 
 
+async def test_a_token_of_an_operator_becomes_no_agents(scene: StateScene) -> None:
+    """It is in Redis alone; its digest is no secret: lists of tokens show it."""
+    await scene.allow("boss", "administer")
+    tokens = Tokens(scene.services.functions.connection, scene.services.keys)
+    operator = Identity("operator:root", "", scope="operator")
+    await tokens.put(digest("aios_operator"), operator)
+    with pytest.raises(AlreadyExists):
+        await scene.ask("boss", AccessRegister("eve", token_digest=digest("aios_operator")))
+    assert await tokens.find(digest("aios_operator")) == operator
+    assert not await scene.rows("SELECT FROM agent WHERE name = 'eve'")
+
+
 async def test_tokens_prove_who_calls_until_they_expire_or_are_revoked(scene: StateScene) -> None:
     await scene.allow("ann", "administer")
     issued = await scene.register("ann", "boss")

@@ -5,7 +5,7 @@ import gzip
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 import httpx
@@ -28,10 +28,11 @@ def raw(url: str) -> Iterator[socket.socket]:
 
 
 def said(connection: socket.socket) -> bytes:
-    """Read until the server closes."""
+    """Read until the server closes, or cuts it off."""
     data = b""
-    while part := connection.recv(65_536):
-        data += part
+    with suppress(ConnectionResetError):
+        while part := connection.recv(65_536):
+            data += part
     return data
 
 
@@ -152,6 +153,31 @@ def test_what_is_no_http_is_refused(api: ApiScene) -> None:
         with raw(api.url) as connection:
             connection.sendall(garbage)
             assert said(connection).startswith(b"HTTP/1.1 400 ")
+
+
+def test_who_sends_ahead_without_end_is_cut_off(api: ApiScene) -> None:
+    """Each request that was read is work for the loop that all are served by."""
+    request = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer aios_nobody\r\n\r\n"
+    with raw(api.url) as connection:
+        connection.sendall(request * 5 + b"GET /healthz HTTP/1.1\r\nconnection: close\r\n\r\n")
+        assert said(connection).count(b"HTTP/1.1 ") == 6
+    with raw(api.url) as connection:
+        connection.sendall(request * 40)
+        assert said(connection).count(b"HTTP/1.1 ") < 20
+
+
+def test_chunks_that_hold_nothing_are_not_read_for_ever(api: ApiScene) -> None:
+    head = (
+        b"POST /v1/syscalls HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
+        b"content-type: application/json\r\nauthorization: Bearer " + api.agent.encode() + b"\r\n"
+    )
+    with raw(api.url) as connection, pytest.raises((BrokenPipeError, ConnectionResetError)):
+        connection.sendall(head + b"\r\n5;" + b"x" * 64 * MEBIBYTE)
+    body = json.dumps(echo("x" * 50_000)).encode()
+    chunks = b"".join(b"1\r\n" + bytes([byte]) + b"\r\n" for byte in body) + b"0\r\n\r\n"
+    with raw(api.url) as connection:
+        connection.sendall(head + b"connection: close\r\n\r\n" + chunks)
+        assert said(connection).startswith(b"HTTP/1.1 20")
 
 
 def test_a_header_cannot_bring_another_into_the_answer(api: ApiScene) -> None:

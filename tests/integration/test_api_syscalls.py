@@ -202,7 +202,9 @@ def test_an_operator_is_no_agent(api: ApiScene) -> None:
         problem(client.post("/v1/syscalls", json=echo()), 403, "access-denied")
 
 
-@pytest.mark.parametrize("name", ["none", "unknown", "expired", "revoked", "basic", "two"])
+@pytest.mark.parametrize(
+    "name", ["none", "unknown", "expired", "revoked", "basic", "two", "two ways"]
+)
 def test_without_a_good_token_nothing_is_done(api: ApiScene, name: str) -> None:
     headers: list[tuple[str, str]] = {
         "none": [],
@@ -214,6 +216,7 @@ def test_without_a_good_token_nothing_is_done(api: ApiScene, name: str) -> None:
             ("authorization", f"Bearer {api.agent}"),
             ("authorization", f"Bearer {api.foreigner}"),
         ],
+        "two ways": [("authorization", f"Bearer {api.agent}"), ("x-api-key", api.foreigner)],
     }[name]
     with api.client(None) as client:
         answer = client.post("/v1/syscalls", json=echo(), headers=httpx.Headers(headers))
@@ -223,8 +226,12 @@ def test_without_a_good_token_nothing_is_done(api: ApiScene, name: str) -> None:
 
 def test_a_token_may_come_as_anthropic_sends_it(api: ApiScene) -> None:
     with api.client(None) as client:
-        headers = {"x-api-key": api.agent}
-        assert client.post("/v1/syscalls", json=echo(), headers=headers).is_success
+        for headers in (
+            {"x-api-key": api.agent},
+            {"x-api-key": api.agent, "authorization": f"Bearer {api.agent}"},
+            {"x-api-key": "sk-ant-0", "authorization": f"Bearer {api.agent}"},
+        ):
+            assert client.post("/v1/syscalls", json=echo(), headers=headers).is_success
 
 
 def smallest(kind: type[msgspec.Struct]) -> dict[str, object]:

@@ -92,6 +92,40 @@ async def test_more_workers_are_more_places(storage: QueueUser) -> None:
     assert ids(await storage.claim(99)) == flood[: 2 * OF_AGENT]
 
 
+async def test_calls_of_tools_leave_places_for_other_agents_and_other_tenants(
+    redis_url: str,
+) -> None:
+    async with queue_user(redis_url, "tool") as user:
+        await serve(user)
+        flood = await submit(user, "mallory", "m0", "tool:local/sleep", times=50)
+        assert ids(await user.claim(SLOTS)) == flood[:OF_AGENT]
+        second = await submit(user, "mallory", "m1", "tool:local/sleep", times=50)
+        assert ids(await user.claim(SLOTS)) == second[: OF_TENANT - OF_AGENT]
+        other = await submit(user, "victor", "v", "tool:local/add")
+        assert ids(await user.claim(SLOTS)) == other
+
+
+async def test_what_calls_no_tool_takes_no_share_of_the_tools(redis_url: str) -> None:
+    async with queue_user(redis_url, "tool") as user:
+        await serve(user)
+        runs = await submit(user, "mallory", "m0", times=OF_AGENT)
+        assert ids(await user.claim(SLOTS)) == runs
+        calls = await submit(user, "mallory", "m0", "tool:local/add", times=OF_AGENT)
+        assert ids(await user.claim(SLOTS)) == calls, "a run in a session waits for its own calls"
+
+
+async def test_who_has_used_up_its_share_is_owed_no_lock(redis_url: str) -> None:
+    async with queue_user(redis_url, "tool") as user:
+        await serve(user)
+        await submit(user, "mallory", "m0", "tool:local/sleep", times=OF_AGENT)
+        assert len(await user.claim(SLOTS)) == OF_AGENT
+        [late] = await submit(user, "mallory", "m0", "tool:local/sleep", "lock:a")
+        await user.redis.execute("HINCRBY", user.keys.job(late), "aios_ready_ms", -6_000)
+        assert await user.claim(SLOTS) == []
+        other = await submit(user, "mallory", "m1", "tool:local/add", "lock:a")
+        assert ids(await user.claim(SLOTS)) == other
+
+
 @pytest.mark.parametrize("module", ["llm", "tool"])
 async def test_other_modules_have_no_shares(redis_url: str, module: Module) -> None:
     async with queue_user(redis_url, module) as user:

@@ -78,4 +78,25 @@ API_MUTANTS = (
         "    if pending:\n        await pending.taken()\n",
         PROCESS_TEST,
     ),
+    Mutant(
+        "requests of a connection are read ahead without end",
+        SERVER,
+        "if len(self.pipeline) > MAX_AHEAD:",
+        "if False:",
+        BORDER_TEST,
+    ),
+    Mutant(
+        "chunks that hold nothing are read for ever",
+        SERVER,
+        "elif self._framing_bytes > MAX_FRAMING_BYTES:",
+        "elif False:",
+        BORDER_TEST,
+    ),
+    Mutant(
+        "a request may have two tokens in two headers",
+        IDENTITY,
+        "given += [key for key in keys if key.startswith(PREFIX) and key not in given[0]]",
+        "pass",
+        SYSCALLS_TEST,
+    ),
 )

@@ -142,4 +142,11 @@ IDENTITY_MUTANTS = (
         '_NOT_OURS = r"^"',
         "tests/unit/test_syscall.py",
     ),
+    Mutant(
+        "an operator's token becomes an agent's",
+        IDENTITY,
+        "    await _refuse_others_token(asked)\n",
+        "",
+        ACCESS_TEST,
+    ),
 )

@@ -309,4 +309,11 @@ STALL_MUTANTS = (
         "not all(each.is_global for each in known)",
         "tests/integration/test_approval_webhook.py",
     ),
+    Mutant(
+        "calls of tools by one tenant take all slots",
+        ADMISSION,
+        "SHARED[c.q] or c.q == 'tool' and job.needs and parsed(c, job.needs).tool",
+        "SHARED[c.q]",
+        SHARES_TEST,
+    ),
 )

@@ -97,11 +97,14 @@ async def put_token(
     """
     await cursor.execute(_PUT, (digest, agent_id, ttl_s, issued_by))
     if await cursor.fetchone() is None:
-        raise AlreadyExists(
-            "this token was given out before",
-            field="body.token_digest",
-            remedy="make a new one",
-        )
+        raise given_out()
+
+
+def given_out() -> AlreadyExists:
+    """Return the error of a token that is another's, or was revoked."""
+    return AlreadyExists(
+        "this token was given out before", field="body.token_digest", remedy="make a new one"
+    )
 
 
 async def revoke_tokens(cursor: Cursor, agent_id: int) -> list[str]:

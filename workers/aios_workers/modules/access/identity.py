@@ -2,7 +2,12 @@
 
 import time
 
-from aios_broker.access.tokens import TOKENS_OF_AGENT, put_token, revoke_tokens
+from aios_broker.access.tokens import (
+    TOKENS_OF_AGENT,
+    given_out,
+    put_token,
+    revoke_tokens,
+)
 from aios_broker.contract.access import (
     AccessRegister,
     AccessRevokeToken,
@@ -66,6 +71,7 @@ async def register(asked: Asked[AccessRegister]) -> TokenIssued:
     """
     agent, body = asked.agent, asked.body
     _check_digest(body)
+    await _refuse_others_token(asked)
     async with asked.transaction() as work:
         if not await is_administrator(work):
             raise denied("registering agents")
@@ -97,6 +103,13 @@ def _check_digest(body: AccessRegister) -> None:
             field="body.token_digest",
             remedy="register by the SDK; without it, send BLAKE2b-256 of the new token in hex",
         )
+
+
+async def _refuse_others_token(asked: Asked[AccessRegister]) -> None:
+    """Refuse a digest that Redis has for somebody else: operators' tokens are there alone."""
+    holder = await _tokens(asked).find(asked.body.token_digest)
+    if holder and (holder.agent, holder.tenant) != (asked.body.agent, asked.agent.tenant):
+        raise given_out()
 
 
 async def revoke_token(asked: Asked[AccessRevokeToken]) -> Acknowledged:

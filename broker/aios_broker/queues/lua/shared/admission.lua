@@ -35,7 +35,8 @@
 --
 -- The slots of a state module (memory, storage, access) are shared: one tenant has at most three quarters of them
 -- at once, and one agent a half, so that who comes next finds one. What waits for a model has as many places of its
--- own. Nobody is owed a share. They are held as resources are: `place:tenant`, `place:tenant agent`; `model:` alike.
+-- own. So are those of the tools, among calls of tools: what asks for none (an echo, a run in a session, which gives
+-- its slot back while it waits) counts for nothing. Nobody is owed a share, nor anything else while his is used up. They are held as resources are: `place:tenant`, `place:tenant agent`; `model:` alike.
 
 do
     local SHARED = {memory = true, storage = true, access = true}
@@ -80,6 +81,7 @@ do
                 found.cores[#found.cores + 1] = name
             elseif RESOURCES[kind] then
                 found.resources[#found.resources + 1] = {kind = kind, name = name}
+                found.tool = found.tool or kind == 'tool'
             elseif kind == 'model' then
                 found.model = true
             else
@@ -123,7 +125,10 @@ do
         return job.resources
     end
 
-    local function is_own_place(resource) return string.find(resource, '^tool:[^ ]+ ') ~= nil end
+    local function is_own_place(resource)
+        return string.find(resource, '^tool:[^ ]+ ') ~= nil or string.find(resource, '^place:') ~= nil
+            or string.find(resource, '^model:') ~= nil
+    end
 
     local function holds(c, job, resource)
         for _, name in ipairs(resources_of(c, job)) do
@@ -202,9 +207,13 @@ do
         return c.module_slots
     end
 
+    local function takes_share(c, job)
+        return SHARED[c.q] or c.q == 'tool' and job.needs and parsed(c, job.needs).tool
+    end
+
     -- The shares that a job takes of its module: each has a name, and what part of the slots it is.
     local function shares_of(c, job)
-        if not SHARED[c.q] or not job.metadata then return NOTHING end
+        if not job.metadata or not takes_share(c, job) then return NOTHING end
         if not job.shares then
             local who = quota.owner(c, job.metadata)
             local kind = job.needs and parsed(c, job.needs).model and 'model' or 'place'
@@ -341,7 +350,7 @@ do
     local function stands_back_only_for_resources(c, job)
         return can_be_owed(c, job) and is_served(c, job) and not barred_program(c, job)
             and not over_budget(c, job) and not rates.barrier(c, limited_core(c, job))
-            and not quota.barrier(c, job.metadata)
+            and not quota.barrier(c, job.metadata) and not used_share(c, job)
     end
 
     -- Who is owed what: resource -> the job. What is over is left out.
