@@ -349,8 +349,8 @@ do
 
     local function stands_back_only_for_resources(c, job)
         return can_be_owed(c, job) and is_served(c, job) and not barred_program(c, job)
-            and not over_budget(c, job) and not rates.barrier(c, limited_core(c, job))
-            and not quota.barrier(c, job.metadata) and not used_share(c, job)
+            and not over_budget(c, job) and not rates.barrier(c, limited_core(c, job)) and not used_share(c, job)
+            and not quota.barrier(c, job.metadata)
     end
 
     -- Who is owed what: resource -> the job. What is over is left out.
