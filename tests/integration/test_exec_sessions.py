@@ -31,9 +31,13 @@ from tests.tool_scene import ToolScene, answer
 from tests.waiting import wait_until_async
 
 
+pytestmark = pytest.mark.timeout(120)
+
+
 @pytest.fixture
 async def caller(redis_url: str) -> AsyncIterator[Caller]:
     async with aclosing(Caller(redis_url)) as user:
+        user.patience_s = 60.0  # each session starts a Python, maybe beside others
         yield user
 
 
