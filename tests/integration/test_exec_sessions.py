@@ -30,7 +30,6 @@ from tests.scheduler_scene import scheduler
 from tests.tool_scene import ToolScene, answer
 from tests.waiting import wait_until_async
 
-
 pytestmark = pytest.mark.timeout(120)
 
 
