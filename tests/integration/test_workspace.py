@@ -32,7 +32,13 @@ from aios_broker.contract.exec import (
     ExecRun,
     ExecSession,
 )
-from aios_broker.contract.storage import StorageMount, StorageRead, StorageShare, StorageWrite
+from aios_broker.contract.storage import (
+    StorageAppend,
+    StorageMount,
+    StorageRead,
+    StorageShare,
+    StorageWrite,
+)
 from aios_broker.contract.syscall import Body
 from aios_broker.contract.workspace import ForeignFiles, Manifest, WorkspaceChanges
 from aios_broker.retry import periodic_task
@@ -60,7 +66,7 @@ class Kernel:
         return await answer(self.caller, body, **{"agent": "ann", **fields})
 
     async def write(self, path: str, content: str) -> None:
-        await self.scene.approved("ann", StorageWrite(path, content))
+        await self.scene.ask("ann", StorageWrite(path, content))  # a new one: nobody is asked
 
     async def read(self, path: str) -> str:
         content: str = (await self.scene.ask("ann", StorageRead(path))).content
@@ -204,12 +210,12 @@ async def test_a_file_that_moved_meanwhile_is_a_conflict_and_nothing_is_written(
     kernel: Kernel,
 ) -> None:
     session = await edited(kernel)
-    await kernel.write("notes/plan.md", "Elsewhere\n")
+    await kernel.scene.ask("ann", StorageAppend("notes/plan.md", "Elsewhere\n"))
 
     with pytest.raises(VersionConflict, match=r"/notes/plan\.md is at version 2, not version 1"):
         await kernel.ask(ExecCommit(session))
 
-    assert await kernel.read("notes/plan.md") == "Elsewhere\n"
+    assert await kernel.read("notes/plan.md") == "Buy milk\nElsewhere\n"
     assert await kernel.read("notes/old.md") == "old"
     with pytest.raises(NotFound):
         await kernel.read("out/deep/new.bin")
@@ -218,7 +224,7 @@ async def test_a_file_that_moved_meanwhile_is_a_conflict_and_nothing_is_written(
 async def test_a_file_that_moved_while_a_person_decides_is_a_conflict(kernel: Kernel) -> None:
     session = await edited(kernel)
     job, asked = await kernel.parked(ExecCommit(session))
-    await kernel.scene.approved("ann", StorageWrite("notes/plan.md", "Elsewhere\n"))
+    await kernel.scene.ask("ann", StorageAppend("notes/plan.md", "Elsewhere\n"))
     await kernel.decide(asked, Decision("approved"))
 
     with pytest.raises(VersionConflict):
