@@ -28,12 +28,14 @@ from tests.tool_scene import ToolScene, answer
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(180)
+PATIENCE_S = 60.0  # SymPy is loaded: seconds, on a busy machine
 HAS_SANDBOX = chosen_sandbox("bubblewrap").kind == "bubblewrap"
 
 
 @pytest.fixture
 async def caller(redis_url: str) -> AsyncIterator[Caller]:
     async with aclosing(Caller(redis_url)) as user:
+        user.patience_s = PATIENCE_S
         yield user
 
 

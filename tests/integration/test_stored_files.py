@@ -57,6 +57,7 @@ async def kernel(redis_url: str, database_url: str, tmp_path: Path) -> AsyncIter
         tools = ToolScene(tmp_path)
         await stack.enter_async_context(tools.worker(redis_url))
         caller = Caller(redis_url)
+        caller.patience_s = 60.0  # a process is started for each tool
         stack.push_async_callback(caller.aclose)
         yield Kernel(caller, tools)
 
