@@ -63,6 +63,7 @@ STATUS: dict[type[KernelError], int] = {
     errors.UnknownSession: 404,
     errors.SessionBusy: 429,
     errors.SessionLost: 410,
+    errors.WorkspaceLimit: 413,
     errors.ToolFailed: 502,
     errors.ToolTimeout: 504,
     errors.ToolLimit: 502,

@@ -187,12 +187,12 @@ def test_every_kind_is_a_body_of_the_union() -> None:
         "context": "get set clear expand summarise",
         "memory": "alloc add get update remove list search context log history rollback undo clear"
         " ttl share unshare stat",
-        "storage": "create read write append list stat move copy delete mkdir mount unmount search"
-        " versions diff rollback share unshare open lock unlock operate",
+        "storage": "create read write append apply list stat move copy delete mkdir mount unmount"
+        " search versions diff rollback share unshare open lock unlock operate",
         "access": "whoami register revoke_token groups group_create group_delete group_add"
         " group_remove grant revoke grants check approvals approve deny set_rule rules audit",
         "tool": "call list show",
-        "exec": "open run interrupt reset close list",
+        "exec": "open run interrupt reset close list changes commit discard",
     }
     assert (
         *(f"{family}.{one}" for family, names in expected.items() for one in names.split()),
