@@ -140,6 +140,8 @@ def _memory(world: World, owner: str | None) -> Iterator[Body]:
     yield memory.MemoryAdd("one more note on tea", evolve=True)
     yield memory.MemoryUndo(world.evolved)
     yield memory.MemoryLog("user", "a turn")
+    yield memory.MemoryDump(**of)
+    yield memory.MemoryRestore((memory.NoteRecord("a note from a file", "its-id"),))
     yield memory.MemoryList(**of)
     yield memory.MemorySearch("tea", **of)
     yield memory.MemoryContext("tea")

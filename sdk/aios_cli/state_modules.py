@@ -31,6 +31,7 @@ from aios_cli.call import (
     option_of,
     text_or_stdin,
 )
+from aios_cli.notes_file import notes_file_commands
 from aios_cli.results import show_result
 from aios_cli.session import EXIT_CODES, Operator, with_kernel
 from aios_cli.state_words import FLAGS, WORDS
@@ -165,7 +166,8 @@ MEMORY = {
         ("syscall_id",),
     ),
     "clear": Operation(
-        memory.MemoryClear, "Delete all notes of the agent, when a person allowed it."
+        memory.MemoryClear,
+        "Delete all notes of the agent, or those that the options mean, when a person allowed it.",
     ),
     "share": Operation(
         memory.MemoryShare,
@@ -424,8 +426,11 @@ memory_commands = _group(
       aios memory add "The launch is on 3 May" --tag launch --agent ada
       aios memory search "when do we start?" --agent ada
       aios memory share --group team --agent ada
+      aios memory export notes.jsonl --agent ada
     """,
 )
+for each in notes_file_commands(_asker):
+    memory_commands.add_command(each)
 files = _group(
     "files",
     FILES,

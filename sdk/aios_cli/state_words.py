@@ -11,6 +11,7 @@ WORDS = {
     "context": "One line on what it is about",
     "core": "Whose model does that",
     "correlated_s": "References so close are one",
+    "dedupe": "Not a second one with the same content",
     "dry_run": "Show the plan and do nothing",
     "evolve": "Let a model label and link it",
     "follow_links": "Also those that the found ones are linked with",

@@ -182,10 +182,11 @@ class NoteFields(TypedDict, total=False):
     links: Sequence[str]
     metadata: dict[str, object]
     ttl_s: float | None
+    dedupe: bool
 
 
 def note_body(content: str, **fields: Unpack[NoteFields]) -> MemoryAdd:
-    """Add a note."""
+    """Add a note; with `dedupe` not a second one with the same content: `existing` says so."""
     return MemoryAdd(content, **fields)
 
 

@@ -4,9 +4,10 @@ A line gives `AsyncVerbs` on the tree of an asynchronous agent, and `Verbs` on t
 one; which of the two a tree is stands in its type, so that type checkers know it as well.
 """
 
-from collections.abc import Callable
-from typing import Generic, Self, TypeVar, overload
+from collections.abc import Awaitable, Callable
+from typing import Generic, Self, TypeVar, Unpack, overload
 
+from aios_broker.client.notes_file import ExportFields, NotesFile, export_notes, import_notes
 from aios_broker.contract import access, exec, memory, storage, tools, workspace
 from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.llm import ContextClear, ContextGet, ContextSummarise
@@ -16,6 +17,7 @@ from aios_broker.contract.reply import (
     CountResult,
     EchoResult,
     EmbedResult,
+    Result,
 )
 from aios_broker.contract.syscall import Body
 from aios_sdk.exec_session import AsyncOpen, Open
@@ -23,6 +25,7 @@ from aios_sdk.loop_thread import LoopThread
 from aios_sdk.requests import (
     RawBody,
     append_body,
+    build_syscall,
     chat_body,
     context_expand_body,
     context_set_body,
@@ -171,6 +174,40 @@ class Memory(Tree[Side]):
     share = Kind(memory.MemoryShare, Acknowledged)
     unshare = Kind(memory.MemoryUnshare, Acknowledged)
     stat = Kind(memory.MemoryStat, memory.BlockStat)
+    dump = Kind(memory.MemoryDump, memory.NoteRecords)
+    restore = Kind(memory.MemoryRestore, memory.Restored)
+
+    @overload
+    def export(
+        self: "Memory[Asynchronous]", file: NotesFile, **only: Unpack[ExportFields]
+    ) -> Awaitable[int]: ...
+    @overload
+    def export(
+        self: "Memory[Synchronous]", file: NotesFile, **only: Unpack[ExportFields]
+    ) -> int: ...
+    def export(self, file: NotesFile, **only: Unpack[ExportFields]) -> Awaitable[int] | int:
+        """Write the notes that are meant into a file, as JSON Lines; return how many.
+
+        `file`: its path, or one that is open for bytes. Newest versions alone; grants stay behind.
+        """
+        work = export_notes(self._send, file, only)
+        return work if self._thread is None else self._thread.run(work)
+
+    @overload
+    def import_(self: "Memory[Asynchronous]", file: NotesFile) -> Awaitable[memory.Restored]: ...
+    @overload
+    def import_(self: "Memory[Synchronous]", file: NotesFile) -> memory.Restored: ...
+    def import_(self, file: NotesFile) -> Awaitable[memory.Restored] | memory.Restored:
+        """Add the notes of such a file, those that are not there; safe to be run again."""
+        work = import_notes(self._send, file)
+        return work if self._thread is None else self._thread.run(work)
+
+    async def _send(self, body: Body, at: int) -> Result:
+        agent = self._agent
+        answer: Result = await agent._start(
+            build_syscall(agent.options, body, agent._ids, index=at)
+        )
+        return answer
 
 
 class Storage(Tree[Side]):

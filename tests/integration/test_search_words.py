@@ -140,7 +140,11 @@ async def test_many_times_in_one_text_are_told_apart(scene: StateScene) -> None:
     [
         ('"red apples"', {"red apples are good"}),
         ("apples -green", {"red apples are good", "apples, and a door that is red"}),
-        ("-green", set()),
+        ('good "red apples"', {"red apples are good"}),
+        ('"red apples" or "green apples"', {"red apples are good", "green apples"}),
+        ('apples -"red apples" -door', {"green apples"}),
+        ('"apples red"', set()),
+        ('"the"', set()),  # a stop word binds nothing, and finds nothing by words
         ("the and of", set()),
         ("quince", set()),
     ],
@@ -167,10 +171,10 @@ async def test_a_very_long_query_costs_its_rarest_words_alone(scene: StateScene)
 
 
 def test_what_is_ranked_has_the_rarest_words() -> None:
-    assert matching(["a", "b"], [10, 20], None) == "'a' | 'b'"
-    assert matching(["a", "b"], [10, MOST_MATCHES], None) == "'a'"
+    assert matching(["a", "b"], [10, 20]) == "'a' | 'b'"
+    assert matching(["a", "b"], [10, MOST_MATCHES]) == "'a'"
     common = MOST_MATCHES + 1
-    assert matching(["a", "b", "c"], [common] * 3, None) == "'a' & ('b' | 'c')"
+    assert matching(["a", "b", "c"], [common] * 3) == "'a' & ('b' | 'c')"
     assert matching(["it's"], [1], "!'b'") == "('it''s') & (!'b')"
 
 

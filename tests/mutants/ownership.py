@@ -138,9 +138,9 @@ OWNERSHIP_MUTANTS = (
     ),
     Mutant(
         "the id of a note is anybody's",
-        "workers/aios_workers/modules/memory/changing.py",
-        '("note", *syscall.owner, syscall.id)',
-        '("note", syscall.id)',
+        "workers/aios_workers/modules/memory/adding.py",
+        'note_id("note", *syscall.owner, syscall.id)',
+        'note_id("note", syscall.id)',
         OWNERSHIP_TEST,
     ),
 )

@@ -40,6 +40,7 @@ from tests.mutants.kernel_tools import KERNEL_TOOL_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
 from tests.mutants.limits import LIMIT_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
+from tests.mutants.notes import NOTE_MUTANTS  # noqa: E402
 from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
 from tests.mutants.ownership import OWNERSHIP_MUTANTS  # noqa: E402
 from tests.mutants.page import PAGE_MUTANTS  # noqa: E402
@@ -67,6 +68,7 @@ MUTANTS = (
     *WORKSPACE_MUTANTS,
     *KV_STATE_MUTANTS,
     *STATE_MUTANTS,
+    *NOTE_MUTANTS,
     *API_MUTANTS,
     *IDENTITY_MUTANTS,
     *REDIS_USER_MUTANTS,

@@ -273,11 +273,11 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "a connection waits for another one",
-        "workers/aios_workers/modules/memory/changing.py",
+        "workers/aios_workers/modules/memory/adding.py",
         "    token = await asked.services.blocks.of(asked.agent).token()\n\n"
-        "    async def write(work: AnyWork) -> Note:\n",
+        "    async def write(work: AnyWork) -> Note:\n        known",
         "    async def write(work: AnyWork) -> Note:\n"
-        "        token = await asked.services.blocks.of(asked.agent).token()\n",
+        "        token = await asked.services.blocks.of(asked.agent).token()\n        known",
         COST_TEST,
     ),
     Mutant(

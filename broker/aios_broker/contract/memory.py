@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.names import (
     AgentName,
     GrantVerbs,
@@ -20,6 +21,7 @@ from aios_broker.contract.names import (
     SearchMode,
     SyscallId,
     Ttl,
+    refuse_blank,
 )
 
 MAX_NOTE_BYTES = 256 * 1024
@@ -37,6 +39,8 @@ ContextLine = Annotated[str, Meta(max_length=2_000)]
 MetadataKey = Annotated[str, Meta(min_length=1, max_length=128)]
 Metadata = Annotated[dict[MetadataKey, Any], Meta(max_length=64)]
 Watermark = Annotated[float, Meta(gt=0.0, le=1.0)]
+MAX_RECORDS = 1_000  # of one page, and of one restore
+RecordId = Annotated[str, Meta(min_length=1, max_length=128)]
 UnixTime = Annotated[float, Meta(ge=0.0, le=1e11)]  # s
 Version = Annotated[int, Meta(ge=1)]
 
@@ -60,7 +64,8 @@ class MemoryAlloc(Request, frozen=True, tag="memory.alloc"):
 
 class MemoryAdd(Request, frozen=True, tag="memory.add"):
     """Add a note. With `evolve` a model writes its keywords, context and tags, links it to its
-    neighbours, and may rewrite theirs (agentic memory).
+    neighbours, and may rewrite theirs (agentic memory). With `dedupe` a note of the agent that has
+    the same content already, to the character, is returned as it is: its `existing` says so.
     """  # noqa: D205
 
     content: NoteText
@@ -73,6 +78,7 @@ class MemoryAdd(Request, frozen=True, tag="memory.add"):
     ttl_s: Ttl | None = None
     evolve: bool = False
     core: Name | None = None  # whose model `evolve` uses
+    dedupe: bool = False  # not a second one with the same content; turns of a log do not count
 
 
 class MemoryGet(OfNote, frozen=True, tag="memory.get"):
@@ -111,6 +117,16 @@ class NoteFilter(Request, frozen=True, kw_only=True):
     since: UnixTime | None = None  # when they were added ...
     until: UnixTime | None = None  # ... not at this moment any more
 
+    def __post_init__(self) -> None:
+        """Refuse a time that has ended before it begins: nothing could ever be found."""
+        since, until = self.since, self.until
+        if isinstance(since, int | float) and isinstance(until, int | float) and since > until:
+            raise InvalidSyscall(
+                f"`since` ({since:.15g}) is after `until` ({until:.15g})",
+                field="body.since",
+                remedy="give the earlier time as `since`, or leave one of them out",
+            )
+
 
 class MemoryList(NoteFilter, frozen=True, tag="memory.list"):
     """List notes, oldest first, without reading them into the block."""
@@ -133,6 +149,11 @@ class MemorySearch(NoteFilter, frozen=True, tag="memory.search"):
     min_score: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     follow_links: bool = False  # the notes that those found are linked with come after them
 
+    def __post_init__(self) -> None:
+        """Refuse a blank query."""
+        super().__post_init__()
+        refuse_blank(self.query)
+
 
 class MemoryContext(Request, frozen=True, tag="memory.context"):
     """Return what is worth recalling for a query as one text of a bounded number of tokens."""
@@ -141,6 +162,10 @@ class MemoryContext(Request, frozen=True, tag="memory.context"):
     max_tokens: Annotated[int, Meta(ge=1, le=131_072)] = 512
     shared: bool = False
     core: Name | None = None  # whose tokenizer counts; None: a quarter of the bytes
+
+    def __post_init__(self) -> None:
+        """Refuse a blank query."""
+        refuse_blank(self.query)
 
 
 class MemoryLog(Request, frozen=True, tag="memory.log"):
@@ -153,6 +178,8 @@ class MemoryLog(Request, frozen=True, tag="memory.log"):
     tool: Annotated[str, Meta(max_length=128)] = ""  # of a tool's result: which
     metadata: Metadata = field(default_factory=dict)
     ttl_s: Ttl | None = None
+    # When it was said, not before the turn before it in the program's log; None: now.
+    at: UnixTime | None = None
 
 
 class MemoryHistory(OfNote, frozen=True, tag="memory.history"):
@@ -206,6 +233,46 @@ class MemoryStat(Request, frozen=True, tag="memory.stat"):
     """Return the block's size and counters."""
 
 
+class NoteRecord(Request, frozen=True):
+    """A note as it is written into a file, and read from it: one line of JSON.
+
+    Where `id` is given it tells what is restored already, by that note or from an earlier record.
+    """
+
+    content: NoteText
+    id: RecordId | None = None
+    keywords: Words = ()
+    tags: Words = ()
+    category: Category = ""
+    context: ContextLine = ""
+    links: Annotated[Row[RecordId], Meta(max_length=256)] = ()
+    metadata: Metadata = field(default_factory=dict)
+    program: Name | None = None  # which added it; None: the one that restores it
+    is_turn: bool = False  # of that program's log
+    previous: RecordId | None = None  # the turn before it; None: it begins a conversation
+    created_at: UnixTime | None = None  # None: now
+    updated_at: UnixTime | None = None  # None: as it was created
+    expires_at: UnixTime | None = None
+
+
+class MemoryDump(NoteFilter, frozen=True, tag="memory.dump"):
+    """Return notes as records, in the order of adding, a page at a time."""
+
+    owner: AgentName | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_RECORDS)] = 500
+    after: NoteId | None = None  # the last one of the page before
+
+
+class MemoryRestore(Request, frozen=True, tag="memory.restore"):
+    """Add the notes of records to the agent's own, with their times and turns; all or none.
+
+    What is there already is left as it is: the note with a record's id, or what was restored from
+    a record with that id (without one: from an identical record). New notes have ids of their own.
+    """
+
+    records: Annotated[Row[NoteRecord], Meta(min_length=1, max_length=MAX_RECORDS)]
+
+
 MemoryBody = (
     MemoryAlloc
     | MemoryAdd
@@ -224,6 +291,8 @@ MemoryBody = (
     | MemoryShare
     | MemoryUnshare
     | MemoryStat
+    | MemoryDump
+    | MemoryRestore
 )
 
 
@@ -247,6 +316,7 @@ class Note(Struct, frozen=True, omit_defaults=True, tag="memory.note"):
     metadata: dict[str, Any] = {}
     expires_at: float | None = None
     score: float | None = None  # of a search: from 0 to 1, comparable between queries of one mode
+    existing: bool = False  # of an add with `dedupe`: it was there before
 
 
 class Notes(Struct, frozen=True, omit_defaults=True, tag="memory.notes"):
@@ -267,7 +337,7 @@ class NoteVersion(Struct, frozen=True, omit_defaults=True):
     version: int
     at: float  # Unix time, s
     by: str  # the agent
-    operation: str  # add, update, rollback, evolve, undo
+    operation: str  # add, restore, update, rollback, evolve, undo
     syscall_id: str
     note: Note
 
@@ -313,4 +383,19 @@ class Evolved(Struct, frozen=True, omit_defaults=True, tag="memory.evolved"):
     changed: tuple[str, ...] = ()
 
 
-MemoryResult = Note | Notes | NoteHistory | Recall | BlockStat | Evolved
+class NoteRecords(Struct, frozen=True, omit_defaults=True, tag="memory.records"):
+    """Notes as records; `more`: there are further ones after the last. 8 MiB at most, as Notes."""
+
+    records: tuple[NoteRecord, ...]
+    more: bool = False
+
+
+class Restored(Struct, frozen=True, omit_defaults=True, tag="memory.restored"):
+    """What became of records."""
+
+    added: int = 0
+    existing: int = 0  # there already: left as they are
+    expired: int = 0  # by their `expires_at`: left out
+
+
+MemoryResult = Note | Notes | NoteHistory | Recall | BlockStat | Evolved | NoteRecords | Restored

@@ -52,6 +52,18 @@ Query = Annotated[str, Meta(min_length=1, max_length=8_192)]
 K = Annotated[int, Meta(ge=1, le=100)]  # how many are found
 
 
+def refuse_blank(query: object) -> None:
+    """Refuse a query that says nothing; one that is no text is left to its type.
+
+    Raises:
+        InvalidSyscall: nothing but space.
+    """
+    if isinstance(query, str) and query and not query.strip():
+        raise InvalidSyscall(
+            "the query is blank", field="body.query", remedy="say what is looked for"
+        )
+
+
 def tree_of(program: str) -> str:
     """Return the tree that a program stands in: what is before the first `/` of its name.
 

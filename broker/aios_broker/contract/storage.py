@@ -22,6 +22,7 @@ from aios_broker.contract.names import (
     SearchMode,
     Text,
     Ttl,
+    refuse_blank,
 )
 
 MAX_FILE_BYTES = 64 * 1024 * 1024  # appended to piece by piece; one syscall carries 4 MiB
@@ -167,6 +168,10 @@ class StorageSearch(Owned, frozen=True, tag="storage.search"):
     path: Path = "/"  # only below it
     group_by: GroupBy = "file"
     shared: bool = False  # own ones and all that others granted `search` on
+
+    def __post_init__(self) -> None:
+        """Refuse a blank query."""
+        refuse_blank(self.query)
 
 
 class StorageVersions(OfPath, frozen=True, tag="storage.versions"):

@@ -134,6 +134,9 @@ note = Table(
     # In its program's log, from 1; a number is left out where the conversation paused.
     Column("turn", Integer),
     Column("content", Text, nullable=False),
+    Column(
+        "content_hash", BigInteger, Computed("hashtextextended(content, 0)", persisted=True)
+    ),  # by which an identical one is found
     Column("keywords", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("tags", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("category", Text, nullable=False, server_default=text("''")),
@@ -151,6 +154,7 @@ note = Table(
     Column("model_id", SmallInteger, ForeignKey("embedding_model.id")),  # null: not embedded yet
     Column("vector", HALFVEC),
     Index(None, "owner_id", "seq"),
+    Index(None, "owner_id", "content_hash"),
     Index(None, "owner_id", "program", "turn", postgresql_where=text("turn IS NOT NULL")),
     words_index(),
     Index(None, "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
@@ -166,7 +170,7 @@ note_version = Table(
     agent_column("owner_id"),
     moment_column("at", now=True),
     agent_column("by_agent_id"),
-    Column("operation", Text, nullable=False),  # add, update, rollback, evolve, undo
+    Column("operation", Text, nullable=False),  # add, restore, update, rollback, evolve, undo
     Column("syscall_id", Text, nullable=False),
     Column("body", JSONB, nullable=False),
     Index(None, "syscall_id"),

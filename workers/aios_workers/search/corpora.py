@@ -9,6 +9,7 @@ from typing import Any
 from aios_broker.contract.memory import NoteFilter
 from aios_broker.contract.names import SearchMode
 from aios_workers.search.numbers import as_jsonb
+from aios_workers.search.query import Rules
 
 Key = tuple[Any, ...]
 Ranked = list[tuple[Key, float]]  # best first
@@ -34,10 +35,14 @@ class Corpus:
     @property
     def with_neighbours(self) -> str:
         """Return the SQL of the keys that are given, and of the turns beside them."""
+        return self.given if not self.neighbours else f"{self.given} UNION {self.neighbours}"
+
+    @property
+    def given(self) -> str:
+        """Return the SQL of the keys that are given."""
         named = zip(self.keys, self.kinds, strict=True)
         lists = ", ".join(f"%(keys_{key})s::{kind}[]" for key, kind in named)
-        given = f"SELECT * FROM unnest({lists}) AS given ({', '.join(self.keys)})"
-        return given if not self.neighbours else f"{given} UNION {self.neighbours}"
+        return f"SELECT * FROM unnest({lists}) AS given ({', '.join(self.keys)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,7 @@ class NoteQuery:
     ids: tuple[str, ...] = ()  # single notes beside theirs
     only: NoteFilter = field(default_factory=NoteFilter)
     min_score: float = 0.0
+    rules: Rules = ()  # of a person's query; without them the text is taken as it is
 
     @property
     def places(self) -> list[tuple[Corpus, Scope]]:
@@ -156,6 +162,7 @@ class ChunkQuery:
     min_score: float = 0.0
     path: str = "/"  # a file, or a directory with all below
     mounts_of: int | None = None  # whose mounted directories are searched as well; None: nobody's
+    rules: Rules = ()
 
     @property
     def places(self) -> list[tuple[Corpus, Scope]]:

@@ -11,7 +11,7 @@ beside it score better: it may say something only after them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,14 @@ from aios_broker.contract.names import SearchMode
 from aios_broker.postgres.store import Cursor, only_row
 from aios_workers.modules.services import Embedder
 from aios_workers.search.corpora import ChunkQuery, Corpus, Key, NoteQuery, Ranked, Scope
-from aios_workers.search.words import best_by_words, score_sql, weigh
+from aios_workers.search.query import Filter, filter_of
+from aios_workers.search.words import (
+    MOST_MATCHES,
+    best_by_words,
+    score_sql,
+    texts_that_match,
+    weigh,
+)
 
 MEANING = 0.45  # the share of the cosine in a hybrid score; words have the rest
 FROM_BEFORE = 0.7  # of what the turn before scores better
@@ -59,6 +66,7 @@ class Wanted:
     model: int  # whose vectors are compared
     mode: SearchMode
     k: int
+    only: Filter = field(default_factory=Filter)  # what the query's rules ask of each text
 
     @property
     def depth(self) -> int:
@@ -92,7 +100,7 @@ async def rank(cursor: Cursor, places: Sequence[tuple[Corpus, Scope]], wanted: W
 async def _in_place(cursor: Cursor, wanted: Wanted, corpus: Corpus, scope: Scope) -> Ranked:
     if wanted.mode == "semantic":
         return await _nearest(cursor, wanted, corpus, scope)
-    weighed = await weigh(cursor, corpus, scope, wanted.text)
+    weighed = await weigh(cursor, corpus, scope, wanted.text, wanted.only.tsquery)
     words: Ranked = []
     if weighed is not None:
         words = await best_by_words(cursor, corpus, scope, weighed, wanted.depth)
@@ -105,7 +113,7 @@ async def _in_place(cursor: Cursor, wanted: Wanted, corpus: Corpus, scope: Scope
     formula = await score_sql(cursor, weighed)
     await cursor.execute(
         both_query(corpus, scope, wanted, formula),
-        {**scope.parameters, "vector": vector_text(wanted.vector), **_columns(corpus, keys)},
+        {**_parameters(scope, wanted), **_columns(corpus, keys)},
     )
     return fuse({_key(corpus, row): _candidate(row) for row in await cursor.fetchall()})
 
@@ -133,7 +141,8 @@ def both_query(corpus: Corpus, scope: Scope, wanted: Wanted, formula: str) -> st
         f"WITH wanted AS MATERIALIZED ({corpus.with_neighbours}) "
         f"SELECT {corpus.columns}, CASE WHEN t.model_id = {wanted.model:d} "
         f"AND {scope.by_meaning} THEN {cosine} END "
-        f"AS cosine, {formula} AS by_words, ({scope.condition}) AS is_inside, {corpus.turn} "
+        f"AS cosine, {formula} AS by_words, ({scope.condition}{wanted.only.sql}) "
+        f"AS is_inside, {corpus.turn} "
         f"FROM wanted JOIN {corpus.table} t USING ({', '.join(corpus.keys)})"
     )
 
@@ -158,8 +167,12 @@ def _from_neighbours(one: Candidate, turns: Mapping[tuple[int, str, int], float]
     return FROM_BEFORE * max(0.0, before - one.score) + FROM_AFTER * max(0.0, after - one.score)
 
 
-def nearest_query(corpus: Corpus, wanted: Wanted, scope: Scope, *, exact: bool) -> str:
+def nearest_query(
+    corpus: Corpus, wanted: Wanted, scope: Scope, *, exact: bool, is_listed: bool = False
+) -> str:
     """Return the SQL of the nearest rows: all vectors of the scope, or by the model's index.
+
+    `is_listed`: of those alone whose keys are given.
 
     The model's number and the dimension are written out: the index holds for one model only, and
     Postgres must know which when it plans.
@@ -169,11 +182,15 @@ def nearest_query(corpus: Corpus, wanted: Wanted, scope: Scope, *, exact: bool) 
         f"vector::halfvec({wanted.vector.size}) <=> %(vector)s::halfvec({wanted.vector.size})"
     )
     where = f"t.model_id = {wanted.model:d} AND {scope.condition} AND {scope.by_meaning}"
+    where += wanted.only.sql
     names = ", ".join(corpus.keys)
     if exact:
+        table = f"{corpus.table} t"
+        if is_listed:
+            table = f"({corpus.given}) given JOIN {table} USING ({names})"
         return (
             f"WITH part AS MATERIALIZED (SELECT {corpus.columns}, t.vector "
-            f"FROM {corpus.table} t WHERE {where}) "
+            f"FROM {table} WHERE {where}) "
             f"SELECT {names}, {distance} AS distance FROM part ORDER BY distance LIMIT %(depth)s"
         )
     return (
@@ -184,6 +201,10 @@ def nearest_query(corpus: Corpus, wanted: Wanted, scope: Scope, *, exact: bool) 
 
 
 async def _nearest(cursor: Cursor, wanted: Wanted, corpus: Corpus, scope: Scope) -> Ranked:
+    if wanted.only.is_selective:
+        keys = await texts_that_match(cursor, corpus, scope, wanted.only.tsquery)
+        if len(keys) < MOST_MATCHES:  # all of them
+            return await _compared(cursor, corpus, wanted, scope, among=keys)
     candidates = min(MOST_CANDIDATES, max(LEAST_CANDIDATES, wanted.depth))
     await cursor.execute(_SCANNING, (str(candidates), str(MAX_SCANNED)))
     exact = scope.countable and await _is_small(cursor, corpus, wanted, scope)
@@ -195,11 +216,28 @@ async def _nearest(cursor: Cursor, wanted: Wanted, corpus: Corpus, scope: Scope)
 
 
 async def _compared(
-    cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope, *, exact: bool
+    cursor: Cursor,
+    corpus: Corpus,
+    wanted: Wanted,
+    scope: Scope,
+    *,
+    exact: bool = True,
+    among: Sequence[Key] | None = None,
 ) -> Ranked:
-    parameters = {**scope.parameters, "vector": vector_text(wanted.vector), "depth": wanted.depth}
-    await cursor.execute(nearest_query(corpus, wanted, scope, exact=exact), parameters)
+    parameters = {**_parameters(scope, wanted), "depth": wanted.depth}
+    if among is not None:
+        parameters |= _columns(corpus, among)
+    sql = nearest_query(corpus, wanted, scope, exact=exact, is_listed=among is not None)
+    await cursor.execute(sql, parameters)
     return [(tuple(row[:-1]), 1.0 - row[-1]) for row in await cursor.fetchall()]
+
+
+def _parameters(scope: Scope, wanted: Wanted) -> dict[str, object]:
+    return {
+        **scope.parameters,
+        **wanted.only.parameters,
+        "vector": vector_text(wanted.vector),
+    }
 
 
 async def _is_small(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> bool:
@@ -270,6 +308,7 @@ async def find(
         InvalidConfig: The stored vectors are of another model than the query's.
     """
     model = 0 if vector is None else await model_number(cursor, embedder)
-    wanted = Wanted(query.text, vector, model, query.mode, query.k)
+    only = await filter_of(cursor, query.rules)
+    wanted = Wanted(query.text, vector, model, query.mode, query.k, only)
     ranked = await rank(cursor, query.places, wanted)
     return [(key, score) for key, score in ranked if score >= query.min_score]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aios_broker.postgres.store import Cursor, only_row
-from aios_workers.search.corpora import Corpus, Ranked, Scope
+from aios_workers.search.corpora import Corpus, Key, Ranked, Scope
 
 SATURATION = 1.2  # k1: how little a word counts that comes again
 LENGTH_SHARE = 0.75  # b: how much a text's length counts
@@ -22,10 +22,7 @@ MOST_WORDS = 64  # of a query, the rarest
 MOST_MATCHES = 2_000  # texts that are ranked
 
 _LEXEME = re.compile(r"'((?:[^'\\]|''|\\.)*)'")
-_QUERY = """
-    SELECT q::text AS every, querytree(q) AS wanted, replace(q::text, ' & ', ' | ') AS any
-      FROM websearch_to_tsquery('english', %s) q
-"""
+_WORDS_OF = "SELECT plainto_tsquery('english', %s)::text AS words"
 _USE = """
     SELECT * FROM aios_word_use(%(corpus)s, %(owners)s::bigint[], %(singles)s::text[],
                                 %(wanted)s::text[])
@@ -64,12 +61,16 @@ def idf(texts: int, of_all: int) -> float:
     return math.log1p((of_all - texts + 0.5) / (texts + 0.5))
 
 
-async def weigh(cursor: Cursor, corpus: Corpus, scope: Scope, text: str) -> QueryWords | None:
-    """Weigh a query's words; None: it has none that is in any text."""
-    await cursor.execute(_QUERY, (text,))
-    query = await only_row(cursor)
-    wanted = lexemes(query.wanted)
-    if not wanted:  # nothing but stop words, or words that are not to be there
+async def weigh(
+    cursor: Cursor, corpus: Corpus, scope: Scope, text: str, condition: str = ""
+) -> QueryWords | None:
+    """Weigh a query's words; None: it has none that is in any text.
+
+    `condition`: a tsquery that has to hold, too.
+    """
+    await cursor.execute(_WORDS_OF, (text,))
+    wanted = lexemes((await only_row(cursor)).words)
+    if not wanted:  # nothing but stop words
         return None
     values = {
         "corpus": corpus.table,
@@ -82,11 +83,6 @@ async def weigh(cursor: Cursor, corpus: Corpus, scope: Scope, text: str) -> Quer
     if not use.words or use.all_texts <= 0 or use.all_length <= 0:
         return None
     words, counts = use.words[:MOST_WORDS], use.texts[:MOST_WORDS]
-    condition = None
-    if "!" in query.every:  # with `or` it would find all that lack the word
-        condition = query.every
-    elif "<" in query.every:  # a phrase is there as it was said
-        condition = query.any
     return QueryWords(
         words=tuple(words),
         weights=tuple((SATURATION + 1) * idf(count, use.all_texts) for count in counts),
@@ -106,7 +102,7 @@ def _unquoted(match: re.Match[str]) -> str:
     return match.group(1) or "'"
 
 
-def matching(words: Sequence[str], counts: Sequence[int], condition: str | None) -> str:
+def matching(words: Sequence[str], counts: Sequence[int], condition: str = "") -> str:
     """Return the tsquery of what is ranked: texts with one of the rarest words, as many as may be.
 
     Where even the rarest is in too many, those that have another word, too.
@@ -118,7 +114,7 @@ def matching(words: Sequence[str], counts: Sequence[int], condition: str | None)
     query = " | ".join(map(_quoted, words[:chosen]))
     if texts > MOST_MATCHES and chosen < len(words):
         query = f"{query} & ({' | '.join(map(_quoted, words[chosen:]))})"
-    return query if condition is None else f"({query}) & ({condition})"
+    return f"({query}) & ({condition})" if condition else query
 
 
 def _quoted(word: str) -> str:
@@ -147,6 +143,17 @@ async def best_by_words(
         },
     )
     return [(tuple(row[:-1]), row[-1] / weighed.most) for row in await cursor.fetchall()]
+
+
+async def texts_that_match(cursor: Cursor, corpus: Corpus, scope: Scope, tsquery: str) -> list[Key]:
+    """Return the keys of texts that match, MOST_MATCHES at most; other owners' are among them."""
+    names = ", ".join(corpus.keys)
+    await cursor.execute(
+        f"SELECT {names} FROM aios_{corpus.table}_matches("
+        f"%(matching)s::tsquery, '{{}}', '{{}}', 0, 0, %(of)s::bigint[], {MOST_MATCHES}, NULL)",
+        {"matching": tsquery, "of": None if scope.owners is None else list(scope.owners)},
+    )
+    return [tuple(row) for row in await cursor.fetchall()]
 
 
 async def score_sql(cursor: Cursor, weighed: QueryWords | None) -> str:

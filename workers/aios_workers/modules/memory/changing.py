@@ -1,6 +1,5 @@
-"""Operations that write notes, or the block itself; and who may do what with a note."""
+"""Operations that change notes, or the block itself; and who may do what with a note."""
 
-import hashlib
 from typing import Any
 
 import msgspec
@@ -11,11 +10,9 @@ from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound, 
 from aios_broker.contract.memory import (
     MAX_NOTE_BYTES,
     BlockStat,
-    MemoryAdd,
     MemoryAlloc,
     MemoryBody,
     MemoryClear,
-    MemoryLog,
     MemoryRemove,
     MemoryRollback,
     MemoryShare,
@@ -26,8 +23,6 @@ from aios_broker.contract.memory import (
     Note,
 )
 from aios_broker.contract.names import Verb
-from aios_broker.contract.reply import Result
-from aios_broker.contract.syscall import Syscall
 from aios_broker.postgres.store import AgentRow
 from aios_workers.approvals.irreversible import Irreversible, Seen
 from aios_workers.modules.access.grants import share_object, unshare_object, verbs_on
@@ -35,6 +30,7 @@ from aios_workers.modules.memory.note import (
     KEPT_VERSIONS,
     LIVING,
     NOTE_COLUMNS,
+    BlockShape,
     Lock,
     NoteBody,
     Operation,
@@ -52,24 +48,8 @@ from aios_workers.search.corpora import NoteQuery, filters_of
 from aios_workers.search.ranking import count_unembedded
 
 AnyWork = Work[MemoryBody]  # what the operations share does not look at the body
-PAUSE_H = 6  # a turn that comes later does not belong to the one before
 MAX_SHOWN_CHARACTERS = 2_000  # of a note, for the person who decides
 
-_INSERT = f"""
-    INSERT INTO note AS n (id, tenant_id, owner_id, program, content, keywords, tags, category,
-                           context, links, metadata, expires_at, words, turn)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, now() + %s * interval '1 second',
-            to_tsvector('english', %s), %s)
-    RETURNING {NOTE_COLUMNS}
-"""
-# One more than the last; two more, where the conversation paused. Who asks has the program's lock.
-_NEXT_TURN = f"""
-    SELECT n.turn + CASE WHEN now() - n.created_at > interval '{PAUSE_H} hours' THEN 2 ELSE 1 END
-           AS turn
-      FROM note n WHERE n.owner_id = %s AND n.program = %s AND n.turn IS NOT NULL
-     ORDER BY n.turn DESC LIMIT 1
-"""
-_LOCK_LOG = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))"
 _REWRITE = f"""
     UPDATE note AS n SET content = %s, keywords = %s, tags = %s, category = %s, context = %s,
         links = %s, metadata = %s, version = n.version + 1, updated_at = clock_timestamp(),
@@ -132,41 +112,6 @@ async def stat(asked: Asked[MemoryAlloc] | Asked[MemoryStat]) -> BlockStat:
         unindexed = await count_unembedded(work.cursor, NoteQuery("", owners=(asked.agent.id,)))
     held = await asked.services.blocks.of(asked.agent).stat(notes_in_all=notes)
     return msgspec.structs.replace(held, unindexed_notes=unindexed)
-
-
-async def add(asked: Asked[MemoryAdd]) -> Result:
-    """Add a note."""
-    return await _add(asked, body_of(asked.body), asked.body.ttl_s)
-
-
-async def log(asked: Asked[MemoryLog]) -> Result:
-    """Append a turn to the program's log."""
-    body = asked.body
-    said = {"role": body.role, "program": asked.syscall.program}
-    if body.tool:
-        said["tool"] = body.tool
-    turn = NoteBody(
-        content=body.content,
-        category="tool" if body.role == "tool" else "conversation",
-        metadata={**body.metadata, **said},
-    )
-    return await _add(asked, turn, body.ttl_s, is_turn=True)
-
-
-async def _add(
-    asked: Asked[MemoryBody], new: NoteBody, ttl_s: float | None, *, is_turn: bool = False
-) -> Result:
-    ensure_storable(new)
-    # Before: to open a block takes a transaction of its own, and so another connection.
-    token = await asked.services.blocks.of(asked.agent).token()
-
-    async def write(work: AnyWork) -> Note:
-        turn = await _next_turn(work) if is_turn else None
-        note = await insert_note(work, new, ttl_s, turn)
-        keep(work, work.agent, note, token)
-        return note
-
-    return await run_once(asked, write)
 
 
 async def update(work: Work[MemoryUpdate]) -> Note:
@@ -291,7 +236,7 @@ async def _rewrite(
     work: AnyWork, owner: AgentRow, note: Note, after: NoteBody, operation: Operation
 ) -> Note:
     ensure_storable(after)
-    await _ensure_fits(work, owner, after)
+    await ensure_fits(work, owner, after)
     written = await rewrite_note(work, owner, note.id, after, operation)
     await work.ask()
     token = await work.services.blocks.of(owner).invalidate([note.id])
@@ -373,13 +318,15 @@ def ensure_storable(body: NoteBody) -> None:
             )
 
 
-async def _ensure_fits(work: AnyWork, owner: AgentRow, body: NoteBody) -> None:
-    """Refuse a note that its block could never hold.
+async def ensure_fits(
+    work: AnyWork, owner: AgentRow, body: NoteBody, shape: BlockShape | None = None
+) -> None:
+    """Refuse a note that its block could never hold; `shape`: the block's, where it is known.
 
     Raises:
         InvalidSyscall: larger than the whole block.
     """
-    shape = await shape_of_block(work.cursor, owner)
+    shape = shape or await shape_of_block(work.cursor, owner)
     if body.size_bytes > shape.limit_bytes:
         raise InvalidSyscall(
             f"the note has {body.size_bytes} bytes, the block of agent {owner.name!r} "
@@ -387,31 +334,6 @@ async def _ensure_fits(work: AnyWork, owner: AgentRow, body: NoteBody) -> None:
             field="content",
             remedy="shorten it, or make the block larger (memory.alloc)",
         )
-
-
-def id_of_new_note(syscall: Syscall) -> str:
-    """Return the id of the note that an agent's syscall adds: the same each time it runs."""
-    named = "\x1f".join(("note", *syscall.owner, syscall.id))
-    return hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
-
-
-async def _next_turn(work: AnyWork) -> int:
-    """Return the number of the next turn in the program's log; nobody else takes it."""
-    program = work.asked.syscall.program
-    await work.cursor.execute(_LOCK_LOG, (f"{work.agent.id}\x1f{program}",))
-    rows = await work.rows(_NEXT_TURN, (work.agent.id, program))
-    return rows[0].turn if rows else 1
-
-
-async def insert_note(
-    work: AnyWork, body: NoteBody, ttl_s: float | None, turn: int | None = None
-) -> Note:
-    """Insert a note of the agent that asks, with its first version."""
-    agent, syscall = work.agent, work.asked.syscall
-    await _ensure_fits(work, agent, body)
-    known = (id_of_new_note(syscall), agent.tenant_id, agent.id, syscall.program)
-    rows = await work.rows(_INSERT, (*known, *note_fields(body), ttl_s, body.search_text, turn))
-    return await _entered(work, agent, rows[0], "add")
 
 
 async def rewrite_note(
@@ -422,11 +344,11 @@ async def rewrite_note(
     It may push the oldest version out: that is taken, and to be asked for.
     """
     rows = await work.rows(_REWRITE, (*note_fields(body), body.search_text, note_id))
-    return await _entered(work, owner, rows[0], operation)
+    return await enter_note(work, owner, rows[0], operation)
 
 
-async def _entered(work: AnyWork, owner: AgentRow, row: Any, operation: Operation) -> Note:  # noqa: ANN401
-    """Enter the row that was just written as the version that it has."""
+async def enter_note(work: AnyWork, owner: AgentRow, row: Any, operation: Operation) -> Note:  # noqa: ANN401
+    """Return the row that was just written, entered as the version that it has."""
     note = note_of(row, owner.name)
     entered = (owner, note, work.agent.id, operation, work.asked.syscall.id)
     if lost := await enter_version(work.cursor, *entered):

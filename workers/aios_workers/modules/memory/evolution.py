@@ -16,13 +16,13 @@ from aios_broker.contract.errors import CoreError, NotFound, VersionConflict
 from aios_broker.contract.llm import JsonFormat, LlmChat, Message
 from aios_broker.contract.memory import Evolved, MemoryAdd, MemoryUndo, Note, Notes
 from aios_broker.contract.reply import ChatResult, Result
-from aios_workers.modules.memory.changing import (
-    ensure_storable,
+from aios_workers.modules.memory.adding import (
+    dedupe_locks,
     id_of_new_note,
+    identical,
     insert_note,
-    keep,
-    rewrite_note,
 )
+from aios_workers.modules.memory.changing import ensure_storable, keep, rewrite_note
 from aios_workers.modules.memory.note import (
     KEPT_VERSIONS,
     NoteBody,
@@ -125,6 +125,8 @@ async def add_evolving(asked: Asked[MemoryAdd]) -> Result:
     new = body_of(asked.body)
     ensure_storable(new)
     await asked.services.blocks.of(asked.agent).token()  # opens it, which no step may
+    if asked.body.dedupe and (known := await _known(asked)) is not None:
+        return known  # before a model is asked
     labels = await _ask(asked, "analyse", _ANALYSE, _shown(new), _LABELS, Labels)
     labelled = _labelled(new, labels)
     near = (await found(asked, NoteQuery(_shown(labelled), NEIGHBOURS))).notes
@@ -133,9 +135,24 @@ async def add_evolving(asked: Asked[MemoryAdd]) -> Result:
     relations = await _relate(asked, labelled, neighbours)
 
     async def write(work: Work[MemoryAdd]) -> Evolved:
-        return await _write(work, labelled, neighbours, relations)
+        known = await _identical(work)
+        return known or await _write(work, labelled, neighbours, relations)
 
-    return await run_once(asked, write)
+    return await run_once(asked, write, *dedupe_locks(asked, new.content))
+
+
+async def _known(asked: Asked[MemoryAdd]) -> Evolved | None:
+    """Return the note that says the same, where there is one by now; it may be gone again later."""
+    async with asked.transaction() as work:
+        known = await _identical(work)
+    await work.follow()
+    return known
+
+
+async def _identical(work: Work[MemoryAdd]) -> Evolved | None:
+    body = work.body
+    note = await identical(work, body.content, body.ttl_s) if body.dedupe else None
+    return None if note is None else Evolved(note)
 
 
 async def undo(work: Work[MemoryUndo]) -> Notes:

@@ -3,7 +3,7 @@
 A note that has expired is not there, whether it is deleted yet or not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,11 +19,14 @@ from aios_workers.modules import tables
 from aios_workers.search.numbers import as_jsonb
 
 Lock = Literal["", "FOR SHARE", "FOR UPDATE"]
-Operation = Literal["add", "update", "rollback", "evolve", "undo"]
+Operation = Literal["add", "restore", "update", "rollback", "evolve", "undo"]
 SHOWN_CHARACTERS = 60  # of its beginning, to who decides about it
 KEPT_VERSIONS = 100  # of a note; older ones go with the next change
 
-_UNSEEN = ("tenant_id", "program", "turn", "old_bytes", "words", "length", "model_id", "vector")
+_UNSEEN = (
+    *("tenant_id", "program", "turn", "content_hash", "old_bytes"),
+    *("words", "length", "model_id", "vector"),
+)
 NOTE_COLUMNS = selected(tables.note, "n", but=_UNSEEN)
 LIVING = "(n.expires_at IS NULL OR n.expires_at > now())"
 _FETCH = f"SELECT {NOTE_COLUMNS} FROM note n WHERE n.owner_id = %s AND n.id = %s AND {LIVING} "
@@ -109,6 +112,28 @@ def seen_note(note: Note) -> Seen:
     begins = note.content[:SHOWN_CHARACTERS]
     begins += "" if begins == note.content else " ..."
     return Seen("note", note.id, note.version, digest=digest, name=f"note {note.id}, {begins!r}")
+
+
+def _first_version(
+    owner: AgentRow, note_id: str, body: NoteBody, syscall_id: str
+) -> dict[str, object]:
+    return {
+        "note_id": note_id,
+        "version": 1,
+        "owner_id": owner.id,
+        "by_agent_id": owner.id,
+        "operation": "restore",
+        "syscall_id": syscall_id,
+        "body": as_jsonb(msgspec.to_builtins(body)),
+    }
+
+
+async def enter_restored(
+    cursor: Cursor, owner: AgentRow, notes: Mapping[str, NoteBody], syscall_id: str
+) -> None:
+    """Keep the first versions of notes that were just restored."""
+    values = [_first_version(owner, each, body, syscall_id) for each, body in notes.items()]
+    await cursor.executemany(_ENTER, values)
 
 
 async def enter_version(

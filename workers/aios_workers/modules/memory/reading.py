@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -10,6 +11,7 @@ from aios_broker.contract.llm import LlmCount
 from aios_broker.contract.memory import (
     MemoryBody,
     MemoryContext,
+    MemoryDump,
     MemoryGet,
     MemoryHistory,
     MemoryList,
@@ -34,6 +36,7 @@ from aios_workers.modules.memory.note import (
 from aios_workers.modules.operation import Asked, Work
 from aios_workers.search.corpora import NoteQuery, filters_of
 from aios_workers.search.embedder import query_vector
+from aios_workers.search.query import read_query
 from aios_workers.search.ranking import count_unembedded, find
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024  # of the notes of one answer; the first comes in any case
@@ -71,7 +74,7 @@ _PAGE = f"""
            AND (%(notes)s::text[] IS NULL OR n.id = ANY(%(notes)s)) AND <narrowing>
          ORDER BY n.seq <order> LIMIT %(limit)s
     )
-    SELECT {NOTE_COLUMNS}, (SELECT count(*) FROM page) AS in_all
+    SELECT <columns>, (SELECT count(*) FROM page) AS in_all
       FROM page JOIN note n ON n.id = page.id AND {_FITS} ORDER BY page.place
 """
 _VERSIONS = f"""
@@ -119,28 +122,42 @@ async def listed(asked: Asked[MemoryList]) -> Notes:
 
 
 async def _page(work: Work[MemoryList]) -> Notes:
+    owner = await work.agent_named(work.body.owner)
+    rows, more = await page_rows(work, owner, NOTE_COLUMNS)
+    return Notes(tuple(note_of(row, owner.name) for row in rows), more=more)
+
+
+async def page_rows(
+    work: Work[MemoryList] | Work[MemoryDump], owner: AgentRow, columns: str
+) -> tuple[list[Any], bool]:
+    """Return a page of an owner's notes as rows, and whether there are more after them."""
     body = work.body
-    owner = await work.agent_named(body.owner)
     narrowing, narrowed_by = filters_of(body, "n")
+    newest_first = isinstance(body, MemoryList) and body.newest_first
+    only = body.notes if isinstance(body, MemoryList) else None
     values = {
         **narrowed_by,
         "owner": owner.id,
-        "sign": -1 if body.newest_first else 1,
-        "notes": None if body.notes is None else list(body.notes),
+        "sign": -1 if newest_first else 1,
+        "notes": None if only is None else list(only),
         "after": body.after,
         "ids": await _readable(work, owner),
         "limit": body.limit + 1,
     }
     listed = _PAGE.replace("<narrowing>", " AND ".join(("true", *narrowing)))
-    rows = await work.rows(listed.replace("<order>", "DESC" if body.newest_first else ""), values)
-    notes = [note_of(row, owner.name) for row in rows[: body.limit]]
-    return Notes(tuple(notes), more=bool(rows) and len(notes) < rows[0].in_all)
+    listed = listed.replace("<order>", "DESC" if newest_first else "")
+    rows = await work.rows(listed.replace("<columns>", columns), values)
+    page = rows[: body.limit]
+    return page, bool(rows) and len(page) < rows[0].in_all
 
 
 async def search(asked: Asked[MemorySearch]) -> Notes:
     """Find notes, best first; those found count as references."""
     body = asked.body
-    wanted = NoteQuery(body.query, body.k, body.mode, only=body, min_score=body.min_score)
+    query = read_query(body.query)
+    wanted = NoteQuery(
+        query.text, body.k, body.mode, only=body, min_score=body.min_score, rules=query.rules
+    )
     notes = await found(asked, wanted, owner=body.owner, shared=body.shared)
     if not body.follow_links:
         return notes

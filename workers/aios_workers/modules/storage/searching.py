@@ -19,6 +19,7 @@ from aios_workers.modules.storage.namespace import (
 )
 from aios_workers.search.corpora import CHUNKS, MOUNTED, ChunkQuery, Ranked
 from aios_workers.search.embedder import query_vector
+from aios_workers.search.query import Query, read_query
 from aios_workers.search.ranking import count_unembedded, find
 
 PARTS_PER_HIT = 5  # ranked for each file that is wanted: several may be of one file
@@ -43,13 +44,15 @@ _PARTS = """
 async def search(asked: Asked[StorageSearch]) -> FoundFiles:
     """Find files, or directories, best first; no connection waits for the model."""
     embedder, holder = asked.services.embedder, asked.agent.holder
-    query = asked.body.query
-    vector = await query_vector(embedder, query, asked.body.mode, holder)
-    async with asked.services.search_turn(query, holder), asked.transaction() as work:
-        return await _search(await on_namespace(work), vector)
+    said = read_query(asked.body.query)
+    vector = await query_vector(embedder, said.text, asked.body.mode, holder)
+    async with asked.services.search_turn(said.text, holder), asked.transaction() as work:
+        return await _search(await on_namespace(work), said, vector)
 
 
-async def _search(work: FileWork[StorageSearch], vector: NDArray[np.float32] | None) -> FoundFiles:
+async def _search(
+    work: FileWork[StorageSearch], said: Query, vector: NDArray[np.float32] | None
+) -> FoundFiles:
     body = work.body
     resolved = await permitted_path(work, body.path, "search")
     if resolved.mount is not None:
@@ -57,12 +60,13 @@ async def _search(work: FileWork[StorageSearch], vector: NDArray[np.float32] | N
     elif resolved.directory is None and resolved.file is None and resolved.path != ROOT:
         raise not_found(resolved)
     query = ChunkQuery(
-        body.query,
+        said.text,
         min(MOST_PARTS, body.k * PARTS_PER_HIT),
         body.mode,
         None if body.shared else work.owner.id,
         path=resolved.path,
         mounts_of=work.owner.id if work.is_own else None,
+        rules=said.rules,
     )
     found = await find(work.cursor, work.services.embedder, query, vector)
     hits = await _hits(work, found, by_directory=body.group_by == "directory")
