@@ -186,7 +186,7 @@ def test_every_kind_is_a_body_of_the_union() -> None:
         "llm": "chat embed count",
         "context": "get set clear expand summarise",
         "memory": "alloc add get update remove list search context log history rollback undo clear"
-        " ttl share unshare stat",
+        " ttl share unshare stat dump restore",
         "storage": "create read write append apply list stat move copy delete mkdir mount unmount"
         " search versions diff rollback share unshare open lock unlock operate",
         "access": "whoami register revoke_token groups group_create group_delete group_add"
