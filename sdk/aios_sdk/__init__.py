@@ -174,8 +174,8 @@ from aios_broker.contract.workspace import (
 )
 from aios_sdk.agent import Agent, AsyncAgent
 from aios_sdk.call import Call, Stream, SyncCall, SyncStream
-from aios_sdk.exec_session import AsyncOpenSession, Opening, OpenSession
 from aios_sdk.tools import tool
+from aios_sdk.verbs import AsyncOpenSession, Opening, OpenSession
 
 __all__ = [
     "AccessDenied",

@@ -20,7 +20,6 @@ from aios_broker.contract.reply import (
     Result,
 )
 from aios_broker.contract.syscall import Body
-from aios_sdk.exec_session import AsyncOpen, Open
 from aios_sdk.loop_thread import LoopThread
 from aios_sdk.requests import (
     RawBody,
@@ -41,7 +40,7 @@ from aios_sdk.requests import (
     tool_call_body,
     write_body,
 )
-from aios_sdk.verbs import Answer, Arguments, AsyncVerbs, Submitter, Verbs
+from aios_sdk.verbs import Answer, Arguments, AsyncOpen, AsyncVerbs, Open, Submitter, Verbs
 
 
 class Asynchronous:

@@ -5,7 +5,7 @@ from tests.mutants.catalogue import Mutant
 AGENTS_TEST = "tests/integration/test_exec_agents.py"
 SESSIONS_TEST = "tests/integration/test_exec_sessions.py"
 ESCAPES_TEST = "tests/integration/test_exec_escapes.py"
-SDK = "sdk/aios_sdk/exec_session.py"
+SDK = "sdk/aios_sdk/verbs.py"
 TOOLS = "workers/aios_workers/modules/tool/"
 SESSIONS = "workers/aios_workers/modules/tool/sessions/"
 

@@ -111,7 +111,11 @@ def test_arithmetic_is_that_of_fractions(values: list[Any], data: st.DataObject)
     assert exact(text) == str(found)
 
 
-@given(st.decimals(allow_nan=False, allow_infinity=False, places=6, max_value=10**9))
+@given(
+    st.decimals(
+        allow_nan=False, allow_infinity=False, places=6, min_value=-(10**9), max_value=10**9
+    )
+)
 def test_a_decimal_is_the_number_that_it_says(value: Any) -> None:  # noqa: ANN401
     assert exact(f"{value:f} * 10**6 == {int(value * 10**6)}") == "true"
 

@@ -1,5 +1,6 @@
 """What programs say that were written for OpenAI's API: taken, or answered with our word."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -113,5 +114,7 @@ def test_help_shows_the_arguments_with_their_ranges_and_defaults() -> None:
         for name in vars(type(tree)):
             if not name.startswith("_"):
                 verb = getattr(tree, name)
+                if inspect.ismethod(verb):  # a function: Python shows its arguments itself
+                    continue
                 assert verb.__doc__.startswith(f"me.{type(tree).__name__.lower()}.{name}(")
                 assert "any" not in verb.__doc__.partition("Arguments:")[2].split()
