@@ -59,7 +59,10 @@ async def check_forms(cores: Sequence[Core], count: int, seed: int) -> None:
     assert ends["stop"] + ends["length"] + ends["refused"] == count
     assert ends["stop"] >= count // 4
     assert ends["refused"]
-    assert ends["cuts"] >= count // 10
+    if cores[0].info.capabilities.constraints_preemptible:
+        assert ends["cuts"] >= count // 10
+    else:  # a server of SGLang cannot go on in the middle of a form: it is never cut there
+        assert ends["cuts"] == 0
 
 
 @pytest.fixture
