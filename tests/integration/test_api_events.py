@@ -316,13 +316,16 @@ async def test_a_handle_by_id_hears_the_text_from_its_beginning(redis_url: str) 
 
 
 async def test_the_kept_text_goes_with_the_end(redis_url: str) -> None:
+    gate = Gate()
     with redis.Redis.from_url(redis_url) as raw:
-        async with TinyWorker(redis_url, "llm"), AsyncAgent("writer", url=redis_url) as me:
-            async with me.llm.chat.stream("one two three") as stream:
+        async with TinyWorker(redis_url, "llm", gate), AsyncAgent("writer", url=redis_url) as me:
+            async with me.llm.chat.stream("a story") as stream:
                 assert await anext(stream) == "one "
                 key = f"rq:aios:answer:{stream.id}"
-                assert "".join([text async for text in stream]) == "two three"
-            await wait_until_async(lambda: not raw.exists(key))
+                await wait_until_async(lambda: raw.get(key) == "one ".encode("utf-32-le"))
+                gate.opened.set()
+                assert "".join([text async for text in stream]) == "two"
+            assert not raw.exists(key)  # the same step that sent the reply has taken it away
 
 
 async def test_redis_away_ends_streams_with_what_is_wrong_and_no_text_is_lost(
