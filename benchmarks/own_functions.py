@@ -1,11 +1,13 @@
 """A function of one's own as a job: here, forked from a process of the tool's, and in RQ's worker.
 
-    python -m benchmarks.own_functions                    10,000 calls each, some minutes
-    python -m benchmarks.own_functions --calls 1000 --json out.json
+    python -m benchmarks.own_functions                    10,000 calls each, three rounds
+    python -m benchmarks.own_functions --calls 1000 --rounds 1 --json out.json
 
-Both run the same `add`, on the same Redis, one after the other, each with one worker, which forks
-for each call. CPU is that of the worker and all below it, from its start to its end, without Redis
-and the client: what a start alone takes is measured too, and taken off.
+All run the same `add`, on the same Redis, in turns, each with one worker that forks for each call:
+here in a sandbox and without one, and in RQ's worker. CPU is that of the worker and all below it,
+from its start to its end, without Redis and the client: what a start alone takes is measured too,
+and taken off. Calls/s begin when the worker answers: RQ's, too, is asked once before. What is
+printed are medians of the rounds, each round, and how many times RQ's they are.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import redis
 from rq import Queue, Worker
@@ -42,12 +46,14 @@ def add(a: int, b: int) -> int:
     return a + b
 """
 LIMIT_S = 1_800.0
+LOOK_S = 0.002
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure both, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--calls", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="aios-bench-") as folder:
@@ -58,17 +64,40 @@ def main(arguments: Sequence[str]) -> None:
         )
         server = RedisServer.of(StateDir.open(place / "state"))
         with StandaloneServer(server.service(), place / "redis.log"):
+            runs: dict[str, Callable[[int], float]] = {
+                "sandbox": lambda n: tools(server.url, place, n, "bubblewrap"),
+                "no sandbox": lambda n: tools(server.url, place, n, "none"),
+                "rq": lambda n: stock(server.url, place, n),
+            }
+            rounds: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+            for _ in range(asked.rounds):
+                for name, run in runs.items():
+                    rounds[name].append(measured(run, asked.calls))
             found = {
                 "date": today(),
                 "commit": commit_of(ROOT),
                 "calls": asked.calls,
-                "aios": measured(lambda n: tools(server.url, place, n), asked.calls),
-                "rq": measured(lambda n: stock(server.url, place, n), asked.calls),
+                **summary(rounds),
             }
     text = json.dumps(found, indent=2)
     sys.stdout.write(f"{text}\n")
     if asked.json is not None:
         asked.json.write_text(text)
+
+
+def summary(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Return the medians of rounds, each of them, and how many times RQ's they are."""
+    medians = {
+        name: {what: median(each[what] for each in found) for what in found[0]}
+        for name, found in rounds.items()
+    }
+    stock = medians["rq"]
+    times = {
+        name: {what: round(value / stock[what], 2) for what, value in found.items()}
+        for name, found in medians.items()
+        if name != "rq"
+    }
+    return {"medians": medians, "times_rq": times, "rounds": rounds}
 
 
 def measured(run: Callable[[int], float], calls: int) -> dict[str, float]:
@@ -89,25 +118,27 @@ def cpu_of(run: Callable[[], float]) -> tuple[float, float]:
     return wall_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def tools(url: str, place: Path, calls: int) -> float:
+def tools(url: str, place: Path, calls: int, sandbox: str) -> float:
     """Run calls of the tool; return how long they took once the worker answered."""
     environ = {
         "PATH": os.defpath,
         "AIOS_REDIS_URL": url,
         "AIOS_STATE_DIR": str(place / "state"),
         "AIOS_TOOLS": str(place / "tools.toml"),
+        "AIOS_TOOL_SANDBOX": sandbox,
     }
     worker = subprocess.Popen((sys.executable, "-m", "aios_workers", "tool"), env=environ)
     try:
-        return asyncio.run(_calls(url, calls))
+        return asyncio.run(_calls(url, calls, sandbox))
     finally:
         worker.terminate()
         worker.wait(timeout=LIMIT_S)
 
 
-async def _calls(url: str, calls: int) -> float:
+async def _calls(url: str, calls: int, sandbox: str) -> float:
     async with AsyncAgent("bench", url=url) as me:
-        await me.tool.call("local/add", {"a": 0, "b": 0})  # it is loaded
+        first = await me.tool.call("local/add", {"a": 0, "b": 0})  # it is loaded
+        assert first.run.sandbox == sandbox, f"it runs in {first.run.sandbox}: {first.run.warnings}"
         items = [{"tool": "local/add", "arguments": {"a": n, "b": 1}} for n in range(calls)]
         began_s = time.perf_counter()
         results = await me.with_options(deadline_s=LIMIT_S).tool.call.map(items)
@@ -120,13 +151,22 @@ def stock(url: str, place: Path, calls: int) -> float:
     """Run jobs of the same function in RQ's worker; return how long they took."""
     connection = redis.Redis.from_url(url)
     queue = Queue("own-function", connection=connection, serializer=JSONSerializer)
+    first = queue.enqueue(f"{MODULE}.add", 0, 0)
     jobs = [queue.enqueue(f"{MODULE}.add", n, 1) for n in range(calls)]
-    began_s = time.perf_counter()
     code = f"from benchmarks.own_functions import work; work({url!r})"
     path = os.pathsep.join((str(place), *sys.path))
     environ = {"PATH": os.defpath, "PYTHONPATH": path}
-    subprocess.run((sys.executable, "-c", code), env=environ, check=True, timeout=LIMIT_S, cwd=ROOT)
-    took_s = time.perf_counter() - began_s
+    worker = subprocess.Popen((sys.executable, "-c", code), env=environ, cwd=ROOT)
+    try:
+        while not first.is_finished:
+            assert worker.poll() is None, "RQ's worker has left"
+            time.sleep(LOOK_S)
+        began_s = time.perf_counter()
+        assert worker.wait(timeout=LIMIT_S) == 0
+        took_s = time.perf_counter() - began_s
+    finally:
+        worker.kill()
+        worker.wait()
     assert all(job.return_value() == number + 1 for number, job in enumerate(jobs))
     return took_s
 
