@@ -39,6 +39,7 @@ ELSEWHERE = {
     "pip install '.[kernel]'": "tests/acceptance/test_installed.py runs it",
     "pip wheel --no-deps": "tests/acceptance/test_installed.py runs it",
     "pip install 'dist/aios_broker-0.1.0-py3-none-any.whl[sglang-server]'": "several GB",
+    "aios files operate": "needs a model that plans; tests/integration/test_storage_operate.py",
     "aios cores pull": "needs the hub; tests/integration/test_cli_pull.py has one of its own",
     "AIOS_LLM_CORE=sglang": "needs a GPU; `./aios test --sglang` has servers on the CPU",
     "./aios setup --sglang-cpu": "2.3 GB; it is how that lane begins",

@@ -54,9 +54,13 @@ def direct(address: str, port: int) -> str:
     return "connected"
 
 
+KEY = re.compile(rb"sk-live-[0-9a-f]{16}")
+
+
 def seen() -> str:
-    """Return all that can be read here: environments, files, memory of the own process."""
+    """Look at all that can be read here: environments, files, memory of the own process."""
     parts = [repr(dict(os.environ))]
+    size, found = 0, False
     for folder, _, names in os.walk("/proc"):
         for name in names:
             if name in ("environ", "cmdline"):
@@ -78,11 +82,12 @@ def seen() -> str:
             with open("/proc/self/mem", "rb", 0) as memory:
                 try:
                     memory.seek(begin)
-                    parts.append(memory.read(end - begin).decode("latin-1"))
+                    held = memory.read(end - begin)  # together it is more than a tool may use
+                    size, found = size + len(held), found or KEY.search(held) is not None
                 except (OSError, OverflowError):
                     pass
-    told = "".join(parts)
-    return f"{len(told) > 1000000} {re.search('sk-live-[0-9a-f]{16}', told) is not None}"
+    told = "".join(parts).encode("latin-1", "replace")
+    return f"{size + len(told) > 1000000} {found or KEY.search(told) is not None}"
 '''
 
 

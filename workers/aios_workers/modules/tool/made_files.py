@@ -11,6 +11,7 @@ from aios_broker.contract.tools import MadeFile
 MOST_FILES = 1_000  # that a result tells
 MOST_CONTENT_BYTES = 1024 * 1024  # of all files, in a result
 MOST_MADE = 20_000  # files and folders of a call, small and large
+MOST_DEEP = 200  # folders in each other; to look further takes a call and an open file for each
 BLOCK_BYTES = 512  # of which the file system tells a file's size on the disk
 
 
@@ -23,6 +24,8 @@ def made_files(workspace: Path) -> tuple[MadeFile, ...]:
     left = MOST_CONTENT_BYTES
     for parent, folders, names, opened in os.fwalk(workspace):
         folders.sort()
+        if _depth(workspace, parent) >= MOST_DEEP:
+            folders.clear()
         for name in sorted(names):
             if len(found) == MOST_FILES:
                 return tuple(found)
@@ -36,6 +39,10 @@ def made_files(workspace: Path) -> tuple[MadeFile, ...]:
                 path = ascii(path)
             found.append(MadeFile(path, size, base64.b64encode(content).decode()))
     return tuple(found)
+
+
+def _depth(workspace: Path, parent: str) -> int:
+    return len(Path(parent).relative_to(workspace).parts)
 
 
 def _size_of(name: str, folder: int) -> int | None:
@@ -57,9 +64,11 @@ def _read(name: str, folder: int, size: int) -> bytes:
 
 
 def is_too_large(workspace: Path, most_bytes: int) -> bool:
-    """Whether the files of a workspace take more than they may, or are too many."""
+    """Whether the files of a workspace take more than they may, are too many, or lie too deep."""
     seen = size = 0
-    for _, _, names, opened in os.fwalk(workspace):
+    for parent, _, names, opened in os.fwalk(workspace):
+        if _depth(workspace, parent) > MOST_DEEP:
+            return True
         seen += 1
         for name in names:
             seen += 1

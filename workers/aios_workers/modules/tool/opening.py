@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from aios_workers.modules.tool.egress.way_out import Egress
 from aios_workers.modules.tool.environments import ToolEnvironments
 from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.registry import ToolRegistry
+from aios_workers.modules.tool.removal import remove_tree
 from aios_workers.modules.tool.running import Launch, Sandbox, ToolRunner
 from aios_workers.modules.tool.sandbox.bubblewrap import chosen_sandbox
 from aios_workers.modules.tool.sandbox.task_groups import BoundedTasks, open_task_groups
@@ -208,14 +208,14 @@ def work_folder() -> Iterator[Path]:
     parent = Path(gettempdir())
     for left in parent.glob(f"{WORK}*"):
         if _is_left(left):
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
     folder = Path(mkdtemp(prefix=WORK, dir=parent))
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         os.close(lock)
 
 

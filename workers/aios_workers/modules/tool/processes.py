@@ -6,8 +6,6 @@ nothing is left: each call is a fork (`process/__main__.py`).
 
 import asyncio
 import contextlib
-import os
-import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +29,7 @@ from aios_broker.places import Holder, Places, Shares
 from aios_workers.modules.tool.arguments import invalid_arguments
 from aios_workers.modules.tool.egress.way_out import Egress, WayOut
 from aios_workers.modules.tool.made_files import is_too_large, made_files
+from aios_workers.modules.tool.removal import remove_tree
 from aios_workers.modules.tool.running import Sandbox, ToolCall, ToolProgram
 from aios_workers.modules.tool.tool_process import ToolProcess
 
@@ -336,17 +335,9 @@ async def _emptied(workspace: Path) -> None:
     try:
         workspace.rmdir()  # noqa: ASYNC240  most calls leave nothing: microseconds
     except OSError:
-        await asyncio.to_thread(shutil.rmtree, workspace, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, workspace)
 
 
 async def _removed(folder: Path) -> None:
     """Remove the folder of a process that has ended."""
-    await asyncio.to_thread(_remove, folder)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder, also where the tool has taken rights on parts of it away."""
-    for parent, _, _ in os.walk(folder):
-        with contextlib.suppress(OSError):
-            os.chmod(parent, 0o700)
-    shutil.rmtree(folder, ignore_errors=True)
+    await asyncio.to_thread(remove_tree, folder)

@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import importlib.util
 import logging
-import shutil
 import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -51,6 +50,7 @@ from aios_workers.modules.tool.kernel_tool_entries import (
     with_kernel_tools,
 )
 from aios_workers.modules.tool.needs import check_locks
+from aios_workers.modules.tool.removal import remove_tree
 from aios_workers.modules.tool.running import Sandbox, ToolProgram
 from aios_workers.modules.tool.tool_process import first_event, kill, launch_of, started
 
@@ -293,7 +293,7 @@ class ToolRegistry:
                 kill(process)  # it has said all
                 await process.wait()
         finally:
-            await asyncio.to_thread(shutil.rmtree, workspace, ignore_errors=True)
+            await asyncio.to_thread(remove_tree, workspace)
 
     def _card(
         self, name: str, settings: ToolSettings, parameters: dict[str, Any], doc: str
