@@ -59,22 +59,29 @@ KEY = re.compile(rb"sk-live-[0-9a-f]{16}")
 
 def seen() -> str:
     """Look at all that can be read here: environments, files, memory of the own process."""
-    parts = [repr(dict(os.environ))]
     size, found = 0, False
+
+    def look(data: bytes) -> None:  # piece by piece: together it is more than a tool may use
+        nonlocal size, found
+        size, found = size + len(data), found or KEY.search(data) is not None
+
+    def look_into(path: str) -> None:
+        try:
+            with open(path, "rb") as file:
+                while data := file.read(1 << 24):
+                    look(data)
+        except OSError:
+            pass
+
+    look(repr(dict(os.environ)).encode())
     for folder, _, names in os.walk("/proc"):
         for name in names:
             if name in ("environ", "cmdline"):
-                try:
-                    parts.append(open(os.path.join(folder, name), "rb").read().decode("latin-1"))
-                except OSError:
-                    pass
+                look_into(os.path.join(folder, name))
     for place in (os.environ["HOME"], "/tmp", "/run", "/etc"):
         for folder, _, names in os.walk(place):
             for name in names:
-                try:
-                    parts.append(open(os.path.join(folder, name), "rb").read().decode("latin-1"))
-                except OSError:
-                    pass
+                look_into(os.path.join(folder, name))
     for line in open("/proc/self/maps"):
         area, rights, *_ = line.split()
         begin, end = (int(each, 16) for each in area.split("-"))
@@ -82,12 +89,10 @@ def seen() -> str:
             with open("/proc/self/mem", "rb", 0) as memory:
                 try:
                     memory.seek(begin)
-                    held = memory.read(end - begin)  # together it is more than a tool may use
-                    size, found = size + len(held), found or KEY.search(held) is not None
+                    look(memory.read(end - begin))
                 except (OSError, OverflowError):
                     pass
-    told = "".join(parts).encode("latin-1", "replace")
-    return f"{size + len(told) > 1000000} {found or KEY.search(told) is not None}"
+    return f"{size > 1000000} {found}"
 '''
 
 
