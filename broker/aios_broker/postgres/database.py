@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -53,7 +53,8 @@ def sqlalchemy_url(url: str) -> str:
 class Database:
     """One connection to Postgres, opened when first used and opened again when it broke.
 
-    For one event loop; transactions take their turns.
+    One that broke while nobody used it, as Postgres was started again, is no user's error: the
+    next transaction begins on a new one. For one event loop; transactions take their turns.
     """
 
     def __init__(
@@ -77,24 +78,30 @@ class Database:
         async with self._turn:
             try:
                 with database_errors(self.url):
-                    async with asyncio.timeout(self._limit_s):
-                        connection = await self._open()
-                        async with connection.transaction(), connection.cursor() as cursor:
-                            yield cursor
+                    async with asyncio.timeout(self._limit_s), AsyncExitStack() as begun:
+                        connection = await self._begin(begun)
+                        yield await begun.enter_async_context(connection.cursor())
             except (DatabaseUnavailable, asyncio.CancelledError):
                 await self.aclose()
                 raise
 
-    async def _open(self) -> psycopg.AsyncConnection:
-        if self._connection is None or self._connection.closed:
-            self._connection = await psycopg.AsyncConnection.connect(
-                self._conninfo,
-                autocommit=True,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                application_name=self._name,
-            )
-            await self._connection.execute(SESSION_LIMITS)
-        return self._connection
+    async def _begin(self, begun: AsyncExitStack) -> psycopg.AsyncConnection:
+        if self._connection is not None:
+            try:
+                await begun.enter_async_context(self._connection.transaction())
+            except psycopg.OperationalError:  # it broke while it lay idle: nothing was asked yet
+                await self.aclose()
+            else:
+                return self._connection
+        self._connection = connection = await psycopg.AsyncConnection.connect(
+            self._conninfo,
+            autocommit=True,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            application_name=self._name,
+        )
+        await connection.execute(SESSION_LIMITS)
+        await begun.enter_async_context(connection.transaction())
+        return connection
 
     async def aclose(self) -> None:
         """Close; safe to call twice. The next transaction opens a new connection."""
