@@ -147,7 +147,12 @@ class StateScene:
             return await operation.run(self.services, syscall, decided=syscall.id in self.decided)
         except NeedsApproval as needs:
             await self.services.approvals.ask(needs)
+            await self.services.functions.connection.execute("HSET", _live(syscall), syscall.id, "")
             raise
+
+    async def cancel(self, syscall: Syscall) -> None:
+        """End a syscall that waits for a person, as `aios kill` does in the queue."""
+        await self.services.functions.connection.execute("HDEL", _live(syscall), syscall.id)
 
     async def approved(self, agent: str, body: Body) -> Any:  # noqa: ANN401
         """Run one syscall, and have the operator approve what it asks for."""
@@ -202,6 +207,10 @@ class StateScene:
         async with self.store.as_steward() as cursor:
             await cursor.execute(query, values)
             return await cursor.fetchall()
+
+
+def _live(syscall: Syscall) -> str:
+    return Keys().own(f"live:{syscall.module}")
 
 
 @asynccontextmanager

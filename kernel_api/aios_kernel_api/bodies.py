@@ -22,7 +22,7 @@ from aios_broker.contract.errors import (
     RequestTooLarge,
     UnsupportedMedia,
 )
-from aios_broker.contract.json_text import has_nul
+from aios_broker.contract.json_text import DuplicateKey, has_nul, refuse_duplicate_keys
 from aios_broker.contract.names import MAX_TEXT_BYTES
 from aios_broker.contract.syscall import (
     KINDS,
@@ -143,15 +143,30 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
     Raises:
         InvalidSyscall: it is none: nested too deeply, too many values, a NUL character, a wrong or
-            unknown field.
+            unknown field, an object with a key twice.
     """
     refuse_shape(data)
+    refuse_ambiguous(data)
     try:
         if has_nul(data):
             refuse_nul(msgspec.json.decode(data))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _explained(data, error) from error
     return decode_again(data, decoder)
+
+
+def refuse_ambiguous(data: bytes) -> None:
+    """Return when no object of a JSON text has a key twice; its depth is known to be bounded.
+
+    Raises:
+        InvalidSyscall: one has; `field` is the key. Of two readers, each could take another one.
+    """
+    try:
+        refuse_duplicate_keys(data)
+    except DuplicateKey as error:
+        raise InvalidSyscall(
+            f"the body is ambiguous: {error}", field=error.key, remedy="send each key once"
+        ) from error
 
 
 def decode_again(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:

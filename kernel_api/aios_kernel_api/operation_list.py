@@ -73,8 +73,15 @@ SYSCALLS = (
         path="/v1/syscalls/{id}",
         tag="Syscalls",
         words="Show where a syscall stands, and its answer once it has ended",
+        more="`parked`: it waits for a person's approval.",
         scope="agent",
-        answers={200: Answer(words="The syscall", kind=SyscallView, example=FINISHED)},
+        query=SubmitQuery,
+        answers={
+            200: Answer(words="The syscall", kind=SyscallView, example=FINISHED),
+            202: Answer(
+                words="It was waited for, and has not ended", kind=SyscallView, example=QUEUED
+            ),
+        },
         errors=(404,),
     ),
     Operation(

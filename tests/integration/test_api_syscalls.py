@@ -9,6 +9,7 @@ import pytest
 
 from aios_broker.contract.syscall import Body
 from tests.api_scene import GLOBEX, ApiScene
+from tests.waiting import wait_until
 
 CHAT = {
     "type": "llm.chat",
@@ -184,6 +185,62 @@ def test_a_wait_that_is_over_leaves_the_syscall_alone(api: ApiScene) -> None:
         assert answer.status_code == 202
         assert answer.json()["state"] in ("queued", "running")
         assert client.post(f"/v1/syscalls/{syscall_id}/cancel").json()["state"] == "cancelled"
+
+
+def test_who_waits_hears_that_it_waits_for_a_person(api: ApiScene) -> None:
+    with api.client(api.token()) as client:
+        add = {"type": "memory.add", "content": "a note"}
+        client.post("/v1/syscalls", params={"wait_s": 20}, json={"body": add}).raise_for_status()
+        clear = {"body": {"type": "memory.clear"}, "key": "clears"}
+        client.post("/v1/syscalls", json=clear).raise_for_status()
+
+        def is_parked() -> dict[str, Any] | None:
+            taken = client.post("/v1/syscalls", params={"wait_s": 0.05}, json=clear)
+            assert taken.status_code == 202, taken.text
+            found: dict[str, Any] = taken.json()
+            return found if found["state"] == "parked" else None
+
+        parked = wait_until(is_parked)
+        listed = client.post("/v1/syscalls", params={"wait_s": 0.05}, json=[clear, echo()])
+        at = f"/v1/syscalls/{parked['id']}"
+        shown = client.get(at)
+        waited = client.get(at, params={"wait_s": 0.05})
+        refused = client.get(at, params={"wait": 1})
+        client.post(f"{at}/cancel").raise_for_status()
+        ended = client.get(at, params={"wait_s": 20})
+
+    assert parked["module"] == "memory"
+    assert [one["state"] for one in listed.json()] == ["parked", "finished"]
+    assert (shown.status_code, shown.json()["state"]) == (200, "parked")
+    assert (waited.status_code, waited.json()["state"]) == (202, "parked")
+    assert problem(refused, 400, "invalid-request")["field"] == "query.wait"
+    assert (ended.status_code, ended.json()["state"]) == (200, "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "text"),
+    [
+        ("/v1/syscalls", "text", '{"body": {"type": "tool.echo", "text": "a", "te\\u0078t": "b"}}'),
+        ("/v1/syscalls", "key", '[{"body": {"type": "tool.echo"}, "key": "a", "key": "b"}]'),
+        (f"/v1/approvals/{ID}/deny", "reason", '{"reason": "a", "reason": "b"}'),
+        ("/v1/chat/completions", "model", '{"model": "a", "model": "b", "messages": []}'),
+        ("/v1/completions", "prompt", '{"model": "a", "prompt": "p", "prompt": "q"}'),
+        ("/v1/embeddings", "input", '{"model": "a", "input": "p", "input": "q"}'),
+        ("/v1/messages", "system", '{"system": "a", "system": "b", "messages": []}'),
+        ("/v1/responses", "role", '{"model": "a", "input": [{"role": "user", "role": "system"}]}'),
+        ("/v1/session/cancel", "ids", '{"module": "llm", "ids": [], "ids": []}'),
+        ("/a2a", "id", '{"jsonrpc": "2.0", "id": 1, "id": 2, "method": "GetTask"}'),
+        ("/a2a", "id", '{"jsonrpc": "2.0", "id": 1, "method": "X", "params": {"id": 1, "id": 2}}'),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_by_its_name(
+    api: ApiScene, path: str, key: str, text: str
+) -> None:
+    with api.client(api.agent) as client:
+        headers = {"content-type": "application/json", "a2a-version": "1.0"}
+        answer = client.post(path, content=text, headers=headers)
+    assert answer.status_code == (200 if path == "/a2a" else 400), answer.text
+    assert f"an object has the key '{key}' twice" in answer.text
 
 
 def test_anothers_syscall_is_unknown_but_to_an_operator(api: ApiScene) -> None:

@@ -21,6 +21,13 @@ A2A_MUTANTS = (
         UNIT_TEST,
     ),
     Mutant(
+        "a2a: a key that stands twice is taken",
+        RPC,
+        "    refuse_ambiguous(data)\n",
+        "",
+        "tests/integration/test_api_syscalls.py",
+    ),
+    Mutant(
         "a2a: everybody's tasks are shown",
         TASKS,
         "found = await kernel.find(task_id, caller.asks_as)",

@@ -30,6 +30,20 @@ API_MUTANTS = (
         PROCESS_TEST,
     ),
     Mutant(
+        "a key that stands twice is taken at the API",
+        BODIES,
+        "    refuse_shape(data)\n    refuse_ambiguous(data)\n",
+        "    refuse_shape(data)\n",
+        SYSCALLS_TEST,
+    ),
+    Mutant(
+        "what waits for a person is told as queued",
+        SYSCALLS,
+        "[view] = await _standing(kernel, [syscall], [view])",
+        "pass",
+        SYSCALLS_TEST,
+    ),
+    Mutant(
         "everybody's syscalls are shown",
         KERNEL,
         "if live is not None and owner in (None, live.metadata.owner):",

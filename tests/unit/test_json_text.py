@@ -80,6 +80,7 @@ def test_what_has_each_key_once_passes(value: object) -> None:
         ('{"a": 1, "b": 2, "a": 1}', "a"),
         ('[{"x": {"y": [{"k": 1, "k": 2}]}}]', "k"),
         ('{"a": 1, "\\u0061": 2}', "a"),
+        ('{"' + "k" * 1_000 + '": 1, "' + "k" * 1_000 + '": 2}', "k" * 128),
     ],
 )
 def test_a_key_twice_is_seen(text: str, key: str) -> None:

@@ -31,9 +31,11 @@ from aios_broker.contract.errors import (
     NotFound,
     VersionConflict,
 )
-from aios_broker.contract.syscall import Body, refuse_nul
+from aios_broker.contract.names import Module
+from aios_broker.contract.syscall import Body, module_of, refuse_nul
 from aios_broker.places import Holder
 from aios_broker.postgres.store import AgentRow, Cursor
+from aios_broker.queues.control import Control
 
 DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
     "delete": "ask",
@@ -45,6 +47,7 @@ DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
     "tool": "ask",
 }
 MAX_EDITED_BYTES = 500  # of one argument that was edited, in the audit log
+ENDED = "its syscall has ended"  # why an approval is over that nobody decided
 MAX_LISTED_CHARACTERS = 2_000  # of one argument, where many approvals are listed
 
 
@@ -260,7 +263,7 @@ async def decide(
     Raises:
         NotFound: there is no such approval, or none of the decider's tenant.
         AccessDenied: the decider may not, or makes more of it than was asked for.
-        ApprovalExpired: too late.
+        ApprovalExpired: too late, or its syscall has ended.
         VersionConflict: somebody decided already.
         InvalidSyscall: other arguments that are none of its kind.
     """
@@ -318,9 +321,27 @@ def _check_decidable(row: Any, approval_id: str, decider: Decider) -> None:  # n
             remedy="nothing is to be decided any more",
         )
     if row.state == "expired":
-        raise ApprovalExpired(
-            "nobody decided in time", field="approval", remedy="have the syscall sent again"
-        )
+        raise _over(row.reason or "nobody decided in time")
+
+
+async def check_alive(control: Control, decided: Approval) -> None:
+    """Return when what was decided about has not ended; call it before the decision is committed.
+
+    Raises:
+        ApprovalExpired: it has: it was cancelled, failed, or its deadline has passed.
+    """
+    module = msgspec.convert(module_of(decided.kind), Module)
+    [lives] = await control.live([decided.syscall_id], module=module)
+    if not lives:
+        raise _over(ENDED)
+
+
+def _over(why: str) -> ApprovalExpired:
+    return ApprovalExpired(
+        f"nothing is to be decided any more: {why}",
+        field="approval",
+        remedy="have the syscall sent again",
+    )
 
 
 def _unknown(approval_id: str) -> NotFound:

@@ -37,7 +37,7 @@
     │   ├── WorkspaceLimit           a workspace has more files or bytes than it may
     │   ├── SandboxUnavailable       this machine cannot keep in what was to run
     │   ├── ApprovalDenied           a person refused it
-    │   └── ApprovalExpired          nobody decided in time
+    │   └── ApprovalExpired          nobody decided in time, or it has ended
     ├── Failed                   a worker took it, and it did not succeed
     │   ├── ModuleError              the module raised
     │   ├── CoreError                the core answered wrongly, hung or died
@@ -305,7 +305,7 @@ class ApprovalDenied(Rejected):
 
 
 class ApprovalExpired(Rejected):
-    """It needs a person's approval, and nobody decided in time; nothing was changed."""
+    """It needs a person's approval: nobody decided in time, or it ended; nothing was changed."""
 
 
 class Failed(KernelError):

@@ -17,16 +17,17 @@ NUL = "\x00"
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*+\\u0000")
 # A string, or what of it is there: it never fails, so that no input costs more than one pass.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_KEY_SHOWN = 128  # characters of a key
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 class DuplicateKey(ValueError):
-    """An object of a JSON text has a key twice; `key` is it."""
+    """An object of a JSON text has a key twice; `key` is it, or the beginning of a long one."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"an object has the key {key!r} twice")
-        self.key = key
+        self.key = key[:_KEY_SHOWN]
+        super().__init__(f"an object has the key {self.key!r} twice")
 
 
 def has_nul(data: bytes | str) -> bool:
@@ -65,7 +66,7 @@ def _values(data: bytes) -> int:
 def refuse_duplicate_keys(data: bytes | str) -> None:
     """Return when no object of a JSON text has a key twice; its depth is known to be bounded.
 
-    What is no JSON passes: whoever reads it says so.
+    What is no JSON passes, or has a number that nobody reads: whoever reads it says so.
 
     Raises:
         DuplicateKey: one has.
@@ -79,6 +80,8 @@ def refuse_duplicate_keys(data: bytes | str) -> None:
 
 
 def _check(pairs: Sequence[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) == len(pairs):  # in C: an object may have 100,000 of them
+        return
     seen = set()
     for key, _ in pairs:
         if key in seen:

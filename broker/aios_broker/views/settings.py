@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from aios_broker.access.deciders import Decider
-from aios_broker.access.requests import Decision, decide
+from aios_broker.access.requests import Decision, check_alive, decide
 from aios_broker.access.rights import Right, set_right
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall
@@ -127,6 +127,7 @@ async def decide_as_operator(
     """Decide about what waits for a person, and let it go on; raise as `decide` does."""
     async with store.as_steward() as cursor:
         decided = await decide(cursor, approval_id, Decider(who), decision)
+        await check_alive(control, decided)
     # The kernel's own sweep does it within a second where this fails.
     module = msgspec.convert(module_of(decided.kind), Module)
     await control.unpark([decided.syscall_id], module=module)

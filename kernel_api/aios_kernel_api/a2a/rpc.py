@@ -28,7 +28,7 @@ from aios_kernel_api.a2a.cards import ENDPOINT, agent_card, card_response, publi
 from aios_kernel_api.a2a.methods import METHODS, Call, Stream
 from aios_kernel_api.a2a.model import AgentCard
 from aios_kernel_api.a2a.refusals import Refusal, RpcFailure, invalid, rpc_error_of
-from aios_kernel_api.bodies import read_body
+from aios_kernel_api.bodies import read_body, refuse_ambiguous
 from aios_kernel_api.events import KEEP_ALIVE, EventStream, Guard, Source
 from aios_kernel_api.gateway.asking import unless_gone
 from aios_kernel_api.identity import caller_of
@@ -118,9 +118,10 @@ def _read(data: bytes) -> Json:
 
     Raises:
         Refusal: it is none.
-        InvalidSyscall: it is too deep, too large, or has a NUL character.
+        InvalidSyscall: it is too deep, too large, ambiguous, or has a NUL character.
     """
     refuse_shape(data)
+    refuse_ambiguous(data)
     try:
         raw = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -29,7 +29,7 @@ from aios_broker.contract.ids import id_refused
 from aios_broker.contract.names import Module, Owner, SyscallId
 from aios_broker.contract.reply import Heard
 from aios_broker.contract.syscall import Syscall, decode_syscall
-from aios_kernel_api.bodies import MAX_BODY_BYTES, query_of, read_body
+from aios_kernel_api.bodies import MAX_BODY_BYTES, query_of, read_body, refuse_ambiguous
 from aios_kernel_api.events import KEEP_ALIVE, EventStream, Guard, Source, event, failed
 from aios_kernel_api.identity import Caller, caller_of, require_agent
 from aios_kernel_api.kernel import Kernel, kernel_of
@@ -179,13 +179,16 @@ async def status(request: Request) -> Response:
 async def _read(request: Request, kind: type[T]) -> T:
     """Return a message; the syscalls in it are not read yet."""
     try:
-        return msgspec.json.decode(await read_body(request), type=kind)
+        data = await read_body(request)
+        message = msgspec.json.decode(data, type=kind)
+        refuse_ambiguous(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidSyscall(
             f"not what is sent here: {error}",
             field="body",
             remedy="use an SDK and a kernel of the same release",
         ) from error
+    return message
 
 
 def _require_few(asked: Sequence[object]) -> None:

@@ -1,7 +1,7 @@
 """Submit syscalls, look at one, wait for it, cancel it.
 
     POST /v1/syscalls                   one or a list; ?wait_s= waits for the answers
-    GET  /v1/syscalls/{id}              where it stands, and its answer once it has ended
+    GET  /v1/syscalls/{id}              where it stands, and its answer; ?wait_s= waits for that
     GET  /v1/syscalls/{id}/wait         the same, as soon as it has ended
     POST /v1/syscalls/{id}/cancel       end it
 
@@ -117,15 +117,21 @@ async def submit(request: Request) -> Response:
 
 
 async def get(request: Request) -> Response:
-    """Show where a syscall stands."""
+    """Show where a syscall stands; who waits hears as soon as it has ended."""
+    wait_s = query_of(request, SubmitQuery).wait_s
+    if wait_s > 0:
+        return await _waited(request, wait_s)
     found = await kernel_of(request).find(id_in(request), caller_of(request).asks_as)
     return answer(view_of(id_in(request), found))
 
 
 async def wait(request: Request) -> Response:
     """Answer as soon as a syscall has ended; 202 where it has not by then."""
+    return await _waited(request, query_of(request, WaitQuery).wait_s)
+
+
+async def _waited(request: Request, wait_s: float) -> Response:
     kernel, syscall_id = kernel_of(request), id_in(request)
-    wait_s = query_of(request, WaitQuery).wait_s
     found = await kernel.find(syscall_id, caller_of(request).asks_as)
     if found.live is None:
         return answer(view_of(syscall_id, found))
@@ -258,7 +264,10 @@ async def _one(request: Request, syscall: Syscall, wait_s: float) -> Response:
         await ended(request, [pending], wait_s)
         reply = heard(pending)
     if reply is None:
-        return answer(_taken_view(pending), 202)
+        view = _taken_view(pending)
+        if wait_s > 0:
+            [view] = await _standing(kernel, [syscall], [view])
+        return answer(view, 202)
     if wait_s <= 0:  # it had ended before, under the same key: it is shown, whatever came of it
         return answer(ended_view(reply))
     if reply.error is not None:
@@ -277,6 +286,8 @@ async def _several(request: Request, syscalls: Sequence[Syscall], wait_s: float)
         await asyncio.wait([each.accepted for each in calls])
         await ended(request, calls, wait_s)
         views = [_view_of_pending(each) for each in calls]
+        if wait_s > 0:
+            views = await _standing(kernel, syscalls, views)
     status = 200 if all(each.reply is not None for each in calls) else 202
     return Response(_encoded(views), status, media_type="application/json")
 
@@ -293,6 +304,22 @@ def _encoded(views: Sequence[SyscallView]) -> bytes:
             part = msgspec.json.encode(replace(view, result=None, left_out=True))
         parts.append(part)
     return b"[" + b",".join(parts) + b"]"
+
+
+async def _standing(
+    kernel: Kernel, syscalls: Sequence[Syscall], views: Sequence[SyscallView]
+) -> list[SyscallView]:
+    """Return the views of what was waited for, with where that stands which has not ended."""
+    by_module: dict[Module, list[str]] = {}
+    for syscall, view in zip(syscalls, views, strict=True):
+        if view.state == "queued":
+            by_module.setdefault(syscall.module, []).append(syscall.id)
+    live = {
+        one.job_id: _live_view(one)
+        for module, ids in by_module.items()
+        for one in await kernel.control.jobs_of(ids, module)
+    }
+    return [live.get(view.id, view) for view in views]
 
 
 def _view_of_pending(pending: Pending) -> SyscallView:

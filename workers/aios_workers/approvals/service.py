@@ -29,6 +29,7 @@ from psycopg.types.json import Jsonb
 from aios_broker.access.audit import append_line, line_of
 from aios_broker.access.edits import check_editor
 from aios_broker.access.requests import (
+    ENDED,
     AgentRules,
     arguments_of,
     arguments_sha256,
@@ -281,8 +282,8 @@ _RESUMED = "UPDATE approval SET resumed_at = now() WHERE id = ANY(%s)"
 _WAITING = f"""
     SELECT id, job_id, module FROM approval WHERE state = 'waiting' ORDER BY random() LIMIT {BATCH}
 """
-_ENDED = """
-    UPDATE approval SET state = 'expired', reason = 'its syscall has ended', resumed_at = now()
+_ENDED = f"""
+    UPDATE approval SET state = 'expired', reason = '{ENDED}', resumed_at = now()
      WHERE id = ANY(%s) AND state = 'waiting'
 """
 

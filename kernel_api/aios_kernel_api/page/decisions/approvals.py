@@ -12,8 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from aios_broker.access.requests import arguments_diff, find_approvals
 from aios_broker.contract.access import Approval, ApprovalState
-from aios_broker.contract.errors import InvalidSyscall, NotFound
-from aios_broker.contract.json_text import DuplicateKey, refuse_duplicate_keys
+from aios_broker.contract.errors import NotFound
 from aios_broker.contract.printable import printable
 from aios_kernel_api.bodies import decode
 from aios_kernel_api.identity import Caller, caller_of
@@ -150,14 +149,8 @@ async def edit(request: Request, form: Form) -> Response:
 
 
 def read_arguments(text: str) -> dict[str, Any]:
-    """Return the arguments that a person wrote; raise InvalidSyscall where they are no object."""
-    data = text.encode(errors="surrogatepass")
-    arguments = decode(data, _ARGUMENTS)
-    try:
-        refuse_duplicate_keys(data)
-    except DuplicateKey as error:
-        raise InvalidSyscall(f"{error}", field="arguments", remedy="say it once") from error
-    return arguments
+    """Return the arguments that a person wrote; raise InvalidSyscall where they are none."""
+    return decode(text.encode(errors="surrogatepass"), _ARGUMENTS)
 
 
 def arguments_text(arguments: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from aios_broker.access.deciders import Decider
 from aios_broker.access.requests import Decision
 from aios_broker.contract import access as bodies
 from aios_broker.contract.access import Acknowledged, Approvals, Audit, Rules
+from aios_broker.queues.control import Control
 from aios_workers.approvals.irreversible import Irreversible, Seen
 from aios_workers.approvals.service import ApprovalSweep
 from aios_workers.modules.access import grants, groups, identity
@@ -36,6 +37,7 @@ async def _decide(
     agent, services = work.agent, work.services
     decider = Decider(agent.name, agent.tenant_id, agent.id)
     approval = await requests.decide(work.cursor, work.body.approval, decider, decision)
+    await requests.check_alive(Control(services.functions, services.keys), approval)
     sweep = ApprovalSweep(services.store, services.functions, services.keys)
     work.then(lambda: sweep.resume(approval))
     return Acknowledged()
