@@ -41,7 +41,7 @@ EVOLVES = {
     "relate": json.dumps({"links": [0, 1, 2, 3, 4], "update": []}),
 }
 _NOTES = """
-    SELECT n.id, extract(epoch FROM n.expires_at)::float8 AS until, v.body
+    SELECT n.id, extract(epoch FROM n.expires_at)::float8 AS until, v.body::text AS body
       FROM note n JOIN note_version v ON v.note_id = n.id JOIN tenant t ON t.id = n.tenant_id
      WHERE t.name = %s AND (n.expires_at IS NULL OR n.expires_at > now())
 """
@@ -134,21 +134,25 @@ class Gone:
 async def possessions(scene: StateScene, host: Path) -> Possessions:
     """Return what the agents of the scene's tenant have now."""
     has = Possessions()
-    for row in await scene.rows(_NOTES, scene.tenant):
-        has.bodies.setdefault(row.id, set()).add(json.dumps(row.body, sort_keys=True))
-        has.until[row.id] = math.inf if row.until is None else row.until
-    for row in await scene.rows(_FILES, scene.tenant):
-        content = bytes(row.bytes)
-        has.contents.setdefault(row.id, set()).add(content)
-        has.above[row.id] = frozenset(row.ancestors)
-        if row.is_newest:
-            has.newest[row.id] = (row.path, content)
-    for row in await scene.rows(_GRANTS, scene.tenant):
-        key = (row.object, row.whom, row.verb)
-        until = math.inf if row.until is None else row.until
-        has.grants[key] = max(until, has.grants.get(key, 0.0))
-    has.links = {row.digest: row.file_id for row in await scene.rows(_LINKS, scene.tenant)}
     async with scene.store.as_steward() as cursor:
+        await cursor.execute(_NOTES, (scene.tenant,))
+        for row in await cursor.fetchall():
+            has.bodies.setdefault(row.id, set()).add(row.body)
+            has.until[row.id] = math.inf if row.until is None else row.until
+        await cursor.execute(_FILES, (scene.tenant,))
+        for row in await cursor.fetchall():
+            content = bytes(row.bytes)
+            has.contents.setdefault(row.id, set()).add(content)
+            has.above[row.id] = frozenset(row.ancestors)
+            if row.is_newest:
+                has.newest[row.id] = (row.path, content)
+        await cursor.execute(_GRANTS, (scene.tenant,))
+        for row in await cursor.fetchall():
+            key = (row.object, row.whom, row.verb)
+            until = math.inf if row.until is None else row.until
+            has.grants[key] = max(until, has.grants.get(key, 0.0))
+        await cursor.execute(_LINKS, (scene.tenant,))
+        has.links = {row.digest: row.file_id for row in await cursor.fetchall()}
         await cursor.execute(_RIGHTS, {"tenant": scene.tenant})
         has.rights = {tuple(row) for row in await cursor.fetchall()}
     has.host = files_in(host)

@@ -30,6 +30,7 @@ SNAPSHOTS = ("snapshots", "snapshot_bytes")
 PASSING = ("rq:job:", "rq:results:", "rq:execution:", "rq:aios:reply:", "rq:aios:context")
 OVERDUE_S = 60.0  # behind a burst the sweep may be late; clocks were jumped, too
 CLIENT_CONNECTIONS = ("aios-client", "aios-replies", "chaos-")
+ENDED = "rq:aios:ended:"  # lists of a queue whose sweep deletes what finished
 SIZES = {"list": "llen", "hash": "hlen", "zset": "zcard", "set": "scard", "stream": "xlen"}
 
 
@@ -40,9 +41,9 @@ def left_over(client: Any) -> dict[str, int]:
         client: A redis.Redis of the kernel's server.
     """
     keys = [f"rq:aios:{name}" for name in SNAPSHOTS]
-    for module in MODULES:
-        keys += [f"rq:aios:{name}:{module}" for name in PLACES]
-        keys += [f"rq:{name}:{module}" for name in RQ_PLACES]
+    for queue in _queues(client):
+        keys += [f"rq:aios:{name}:{queue}" for name in PLACES]
+        keys += [f"rq:{name}:{queue}" for name in RQ_PLACES]
     found = {key: _size(client, key) for key in keys}
     found["rq:aios:snapshot_total"] = int(client.get("rq:aios:snapshot_total") or 0)
     found |= _without_end(client)
@@ -57,6 +58,18 @@ def connections(client: Any) -> dict[str, int]:
         for name, count in names.items()
         if name.startswith(CLIENT_CONNECTIONS)
     }
+
+
+def _queues(client: Any) -> set[str]:
+    """Return the queues of all modules: a core has one of its own, `llm.NAME`."""
+    found = {str(module) for module in MODULES}
+    for raw in client.scan_iter("rq:*", count=1000):
+        key = raw.decode(errors="replace")
+        found |= {key[len(ENDED) :]} if key.startswith(ENDED) else set()
+        found |= {
+            key.removeprefix(f"rq:{each}:") for each in RQ_PLACES if key.startswith(f"rq:{each}:")
+        }
+    return found
 
 
 def _size(client: Any, key: str) -> int:
@@ -80,8 +93,8 @@ def _without_end(client: redis.Redis) -> dict[str, int]:
 def _to_be_swept(client: redis.Redis) -> set[str]:
     """Return the keys of finished syscalls whose end stands in a list; none is long overdue."""
     swept: set[str] = set()
-    for module in MODULES:
-        for packed in cast("list[bytes]", client.lrange(f"rq:aios:ended:{module}", 0, -1)):
+    for key in client.scan_iter(f"{ENDED}*", count=1000):
+        for packed in cast("list[bytes]", client.lrange(key, 0, -1)):
             until_s, _, *ids = msgspec.msgpack.decode(packed)
             if until_s > time.time() - OVERDUE_S:
                 swept |= {f"rq:{kind}:{job_id}" for job_id in ids for kind in ("job", "results")}

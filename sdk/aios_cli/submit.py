@@ -231,12 +231,10 @@ class Printed:
             await asyncio.shield(news)
 
     def _print(self, chunk: Chunk) -> None:
-        # One who attached in the middle hears no beginning: the reply will bring it all.
         if chunk.part == "reasoning":
             return  # it is in the reply
-        if chunk.offset == self.characters:
-            say(chunk.text, nl=False)
-            self.characters += len(chunk.text)
+        say(chunk.text, nl=False)
+        self.characters += len(chunk.text)
 
 
 def _lines(reply: Reply, printed: int) -> Iterator[str]:

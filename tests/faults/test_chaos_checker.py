@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import redis
 
 from aios_broker.contract.reply import (
     ChatResult,
@@ -31,6 +32,7 @@ from benchmarks.chaos.history import (
     Struck,
     read_logs,
 )
+from benchmarks.chaos.rest import ENDED, left_over
 
 WORKER = "host.7.tool"
 
@@ -272,3 +274,15 @@ def test_a_log_survives_its_process_and_loses_no_line_but_a_torn_one(tmp_path: P
     with (tmp_path / "one.jsonl").open("ab") as file:
         file.write(b'{"type":"ended","at":99')
     assert read_logs([tmp_path / "one.jsonl"]) == records
+
+
+def test_what_is_left_over_is_seen_in_the_queue_of_a_core_too(
+    redis_url: str,
+) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.zadd("rq:wip:llm.small", {f"{'ab' * 16}:1": 1.0})
+        client.rpush(f"{ENDED}llm.small", msgspec.msgpack.encode([2**40, "", "cd" * 16]))
+        for job_id in ("cd" * 16, "ef" * 16):
+            client.hset(f"rq:job:{job_id}", "status", "finished")
+        found = left_over(client)
+    assert found == {"rq:wip:llm.small": 1, "rq:job:* that never expires": 1}

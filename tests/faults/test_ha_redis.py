@@ -103,6 +103,15 @@ async def test_a_leadership_that_ran_out_unnoticed_changes_nothing(node: RedisNo
         assert await user.waiting() == ids[1:]
 
 
+async def test_the_same_leader_begins_anew_after_its_lease(node: RedisNode) -> None:
+    """Under the next epoch: what it sent before, and what comes late, stays void."""
+    async with queue_user(node.url) as user:
+        before = await user.order.lead("one", 0.2)
+        assert (await user.order.lead("one", 0.2)).epoch == before.epoch
+        await wait_until_async(lambda: past(node, "rq:aios:scheduler"))
+        assert (await user.order.lead("one", 0.2)).epoch == before.epoch + 1
+
+
 def past(node: RedisNode, key: str) -> bool:
     return int(str(node.run("HGET", key, "until"))) < node.now_ms()
 

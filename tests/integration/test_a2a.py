@@ -291,7 +291,7 @@ async def test_tasks_are_listed_newest_first_in_pages(api: ApiScene) -> None:
 
 async def test_a_task_that_has_ended_is_listed_for_as_long_as_it_is_kept(api: ApiScene) -> None:
     async with speaking(api, api.token()) as client, speaking(api, api.token()) as stranger:
-        last = (await heard(client, "Hello."))[-1]
+        last = (await heard(client, chat(max_tokens=3)))[-1]
         task_id = last.status_update.task_id or last.artifact_update.task_id or last.task.id
         done = ListTasksRequest(status=TaskState.TASK_STATE_COMPLETED)
 

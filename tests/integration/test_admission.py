@@ -299,6 +299,15 @@ async def test_a_place_is_owed_to_one_at_a_time(user: QueueUser) -> None:
     assert await claim(user) == [first]
 
 
+async def test_what_waits_for_a_core_is_left_alone_by_workers_of_others(user: QueueUser) -> None:
+    """One in the module's own queue, as a stock producer's is whose core was read from its data."""
+    job_id = await submit(user)
+    await user.redis.execute("HSET", user.keys.job(job_id), "aios_needs", "core:large")
+    await serve(user, "small", "large")
+    assert await claim(user, 9, "small") == []
+    assert await claim(user, 9, "large") == [job_id]
+
+
 async def test_what_is_owed_waits_for_the_core_that_its_job_needs(user: QueueUser) -> None:
     """Other workers pass; where nobody serves the core any more, nothing is owed."""
     await serve(user, *CORES)

@@ -530,10 +530,10 @@ MUTANTS = (
         "tests/integration/test_clients.py::test_what_was_let_go_outlives_its_client",
     ),
     Mutant(
-        "text behind a hole is printed",
-        "sdk/aios_cli/submit.py",
-        "if chunk.offset == self.characters:",
-        "if True:",
+        "text behind a hole is kept at once",
+        "broker/aios_broker/client/pending.py",
+        "if chunk.offset > have:",
+        "if False:",
         ASKING_TEST,
     ),
     Mutant(
@@ -602,7 +602,7 @@ MUTANTS = (
         "broker/aios_broker/queues/lua/scheduler/lead.lua",
         "local goes_on = stands and current == holder",
         "local goes_on = current == holder",
-        REDIS_TEST + "jobs_of_living_workers_are_not_taken_back_after_a_hang",
+        REDIS_TEST + "the_same_leader_begins_anew_after_its_lease",
     ),
     Mutant(
         "an emptied Redis counts epochs anew",
