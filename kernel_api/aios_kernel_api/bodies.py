@@ -5,7 +5,7 @@ are never kept. Compressed ones are refused: nobody can send what is small here 
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -22,15 +22,22 @@ from aios_broker.contract.errors import (
     RequestTooLarge,
     UnsupportedMedia,
 )
-from aios_broker.contract.json_text import DuplicateKey, has_nul, refuse_duplicate_keys
+from aios_broker.contract.json_text import (
+    DuplicateKey,
+    has_more_values,
+    has_nul,
+    refuse_duplicate_keys,
+)
 from aios_broker.contract.names import MAX_TEXT_BYTES
 from aios_broker.contract.syscall import (
     KINDS,
+    MAX_VALUES,
     decode_failure,
     refuse_nul,
     refuse_shape,
     unknown_kind,
 )
+from aios_kernel_api.large_work import WorkProgress
 
 MAX_BODY_BYTES = MAX_TEXT_BYTES + 64 * 1024  # one syscall and what stands around it
 T = TypeVar("T")
@@ -139,7 +146,7 @@ async def read_json(
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """Read JSON from outside as one of our types.
+    """Read JSON from outside as one of our types; all at once: a large list is `decode_each`'s.
 
     Raises:
         InvalidSyscall: it is none: nested too deeply, too many values, a NUL character, a wrong or
@@ -167,6 +174,36 @@ def refuse_ambiguous(data: bytes) -> None:
         raise InvalidSyscall(
             f"the body is ambiguous: {error}", field=error.key, remedy="send each key once"
         ) from error
+
+
+async def decode_each(
+    data: bytes, decoder: msgspec.json.Decoder[T], progress: WorkProgress
+) -> AsyncIterator[tuple[T, int]]:
+    """Yield what stands in a list in JSON from outside, and how many bytes it has there.
+
+    Raises:
+        InvalidSyscall: as `decode` does; `field` begins with the place in the list. What comes
+            before that was yielded.
+    """
+    await progress.before(len(data))
+    if has_more_values(data, MAX_VALUES):
+        refuse_shape(data)
+    try:
+        # Brackets that are nested too deeply to be walked through: `refuse_shape` says so.
+        items = msgspec.json.decode(data, type=list[msgspec.Raw])
+    except RecursionError:
+        refuse_shape(data)
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _explained(data, error) from error
+    for place, item in enumerate(items):
+        await progress.before(len(item))
+        try:
+            found = decode(bytes(item), decoder)
+        except KernelError as error:
+            error.field = f"[{place}].{error.field or ''}".removesuffix(".")
+            raise
+        yield found, len(item)
 
 
 def decode_again(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:

@@ -27,6 +27,7 @@ from aios_broker.redis.connection import Connection
 from aios_broker.retry import patiently
 from aios_kernel_api.bodies import Room
 from aios_kernel_api.config import ApiConfig
+from aios_kernel_api.large_work import LargeWork
 from aios_kernel_api.router import Router
 from aios_kernel_api.stats import ApiStats
 
@@ -64,6 +65,7 @@ class Kernel:
     # Links are read for whoever comes: a few at a time.
     link_places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LINKS_AT_ONCE))
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    large_work: LargeWork = field(default_factory=LargeWork)  # of all requests
     stats: ApiStats = field(default_factory=ApiStats)
 
     @property

@@ -4,16 +4,21 @@ A head that is large or slow is refused before anything is asked; a client that 
 off; at a stop no new connection is taken, and what runs has its time to end.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
+import math
 import socket
 from collections.abc import Callable
+from itertools import chain
 from types import FrameType
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from aios_broker.contract.errors import InvalidConfig
+from aios_broker.retry import now_s
 from aios_kernel_api.app import create_app
 from aios_kernel_api.config import ApiConfig
 from aios_kernel_api.kernel import Kernel
@@ -27,28 +32,71 @@ MAX_FRAMING_BYTES = 64 * 1024  # of a body in chunks what is no body, and so muc
 FRAMING_RATE = 8  # a byte in a chunk of its own has six bytes around it
 TOO_LARGE = b"431 Request Header Fields Too Large"
 KEEP_ALIVE_S = 20
+# A reader takes so much between two times that it is waited for (three quarters of what is sent on
+# before it reads: asyncio's own bounds), and at least at such a rate.
+READ_BYTES = 48 * 1024
+LEAST_RATE = 32 * 1024  # bytes per s
+TOLD_EVERY_S = 10.0
 LAST_WORDS_S = 1.0  # for streams to say why they end, before what is left is cut
 BACKLOG = 2_048
+
+
+class WaitingConnections:
+    """Connections that wait for their clients, each kind in the order in which they began to.
+
+    When there are no places left, the oldest of them goes: first of those that have asked nothing
+    yet, then of those that do not read what needs no token, then of those between two requests.
+    """
+
+    def __init__(self) -> None:
+        self.silent: dict[BoundedProtocol, None] = {}
+        self.unread: dict[BoundedProtocol, None] = {}
+        self.idle: dict[BoundedProtocol, None] = {}
+        self._told_s = -math.inf  # when the log was told last
+
+    def take_out(self, connection: BoundedProtocol) -> None:
+        """Let a connection be none of them."""
+        for kind in (self.silent, self.unread, self.idle):
+            kind.pop(connection, None)
+
+    def drop_one(self) -> bool:
+        """Close the first; False: there is none."""
+        first = next(chain(self.silent, self.unread, self.idle), None)
+        if first is None:
+            return False
+        if now_s() - self._told_s > TOLD_EVERY_S:
+            self._told_s = now_s()
+            logger.warning("no places are left: connections that ask nothing are closed")
+        first.give_way()
+        return True
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """One connection. Its limits are those of the config that the server hands over."""
 
     slow_client_s = 30.0  # of the server's subclass
+    waiting = WaitingConnections()  # this, too
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the head of the first request."""
+        """Begin to wait for the head of the first request; others that wait make room."""
         super().connection_made(transport)
+        most = self.limit_concurrency
+        while most is not None and len(self.connections) >= most and self.waiting.drop_one():
+            pass
+        self.waiting.silent[self] = None
         self._head_bytes = 0
         self._framing_bytes = 0  # less FRAMING_RATE bytes for each of the body
         self._is_in_head = True
         self._is_refused = False
         self._slow_read: asyncio.TimerHandle | None = self._soon(self._head_is_late)
         self._slow_write: asyncio.TimerHandle | None = None
+        self._patience_s = self.slow_client_s  # for the reader of this answer
+        self._paused_s = 0.0  # since when it is waited for
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all clocks."""
         super().connection_lost(exc)
+        self.waiting.take_out(self)
         for clock in (self._slow_read, self._slow_write):
             if clock is not None:
                 clock.cancel()
@@ -87,6 +135,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refuse(TOO_LARGE)
             raise ValueError("the head is too large")  # ends the parsing: nothing more is read
+        self.waiting.take_out(self)
         super().on_headers_complete()
         if len(self.pipeline) > MAX_AHEAD:
             self._refuse(b"400 Bad Request")
@@ -100,8 +149,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the next request of the connection; what comes after all of them can wait."""
         super().on_response_complete()
-        if self.pipeline and not self.transport.is_closing():
+        self._patience_s = self.slow_client_s
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
             self.flow.pause_reading()
+        else:
+            self.waiting.take_out(self)
+            self.waiting.idle[self] = None
 
     def on_message_complete(self) -> None:
         """Wait for the head of the next request, without a clock: keep-alive has its own."""
@@ -109,17 +164,39 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """Give a client that does not read its time."""
+        """Give a client that does not read what it has left of its time."""
         super().pause_writing()
         if self._slow_write is None:
-            self._slow_write = self._soon(self._reader_is_late)
+            self._paused_s = self.loop.time()
+            self._slow_write = self.loop.call_later(self._patience_s, self._reader_is_late)
+        state = self.scope.get("state") if self.scope else None
+        if state is None or "caller" not in state:
+            self.waiting.take_out(self)
+            self.waiting.unread[self] = None
 
     def resume_writing(self) -> None:
-        """It reads."""
+        """It reads: what it has read is time for the rest."""
         super().resume_writing()
         if self._slow_write is not None:
             self._slow_write.cancel()
             self._slow_write = None
+            left_s = self._patience_s - (self.loop.time() - self._paused_s)
+            self._patience_s = min(left_s + READ_BYTES / LEAST_RATE, self.slow_client_s)
+        if self.waiting.unread.pop(self, self) is None and self._is_between():
+            self.waiting.idle[self] = None
+
+    def _is_between(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and cycle.response_complete and not self.pipeline
+
+    def give_way(self) -> None:
+        """Close, for others; whoever has asked nothing is told why."""
+        self.waiting.take_out(self)
+        self.connections.discard(self)  # its place is free at once
+        if self.flow.write_paused:
+            self.transport.abort()
+        else:
+            self._refuse(b"503 Service Unavailable")
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, unless its head was refused already."""
@@ -157,6 +234,7 @@ class ApiServer(uvicorn.Server):
 
         class Protocol(BoundedProtocol):
             slow_client_s = limits.api_slow_client_s
+            waiting = WaitingConnections()
 
         super().__init__(
             uvicorn.Config(

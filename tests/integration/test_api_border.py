@@ -271,19 +271,49 @@ async def accepted(client: httpx.AsyncClient, place: str) -> bool:
     return (await client.get(place)).status_code == 200
 
 
-async def test_beyond_so_many_connections_it_says_that_it_is_busy(api: ApiScene) -> None:
+async def test_connections_that_ask_nothing_make_room_for_those_that_do(api: ApiScene) -> None:
+    """The oldest goes first: whoever has just come has its time to ask."""
     async with serving(api.redis_url, api.database_url, api_max_connections=3) as served:
-        writers = [(await asyncio.open_connection(*where(served.url)))[1] for _ in range(3)]
+        silent = [await asyncio.open_connection(*where(served.url)) for _ in range(6)]
         async with httpx.AsyncClient(base_url=served.url) as client:
-            assert (await client.get("/healthz")).status_code == 503
-        for writer in writers:
+            assert (await client.get("/healthz")).status_code == 200
+            told = await asyncio.wait_for(asyncio.gather(*(r.read() for r, _ in silent[:5])), 10)
+            assert all(each.startswith(b"HTTP/1.1 503 ") for each in told)
+            reader, writer = silent[5]
+            writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 200 ")
+            # The client keeps its connection between two requests: so it makes room, too.
+            more = [await asyncio.open_connection(*where(served.url)) for _ in range(3)]
+            assert (await client.get("/healthz")).status_code == 200
+        for _, writer in (*silent, *more):
             writer.close()
 
+
+async def test_beyond_so_many_requests_it_says_that_it_is_busy(api: ApiScene) -> None:
+    token = api.token()
+    async with (
+        serving(api.redis_url, api.database_url, api_max_connections=3) as served,
+        httpx.AsyncClient(base_url=served.url, headers=bearer(token)) as client,
+    ):
+        place = (
+            f"/v1/syscalls/{(await client.post('/v1/syscalls', json={'body': SLOW})).json()['id']}"
+        )
+        waiting = [asyncio.create_task(ending(client, place)) for _ in range(2)]
+        await wait_until_async(lambda: len(served.server.server_state.tasks) == 2)
+
+        async def healthz() -> int:
+            async with httpx.AsyncClient(base_url=served.url) as other:
+                return (await other.get("/healthz")).status_code
+
+        assert await healthz() == 503
+        waiting[0].cancel()
+
         async def is_free() -> bool:
-            async with httpx.AsyncClient(base_url=served.url) as client:
-                return (await client.get("/healthz")).status_code == 200
+            return await healthz() == 200
 
         await wait_until_async(is_free)
+        await client.post(f"{place}/cancel")
+        await waiting[1]
 
 
 def where(url: str) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from aios_broker.client import redis_transport
 from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import ChatResult, EchoResult, Result, decode_reply
 from aios_broker.contract.syscall import Syscall, ToolEcho, encode_syscall
-from aios_kernel_api import router
+from aios_kernel_api import large_work, router
 from aios_kernel_api.rest import session, syscalls
 from aios_sdk import AsyncAgent
 from tests.api_scene import ServedApi, bearer, serving
@@ -88,6 +88,36 @@ async def test_a_list_that_would_be_too_large_leaves_results_out(
         assert [each.get("left_out", False) for each in shown[1:3]] == [False, True]
         rest = await client.get(f"/v1/syscalls/{shown[-1]['id']}")
         assert rest.json()["result"]["text"] == LARGE
+
+
+async def test_a_large_list_is_published_in_pieces_and_answered_whole(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client of its own would have to wait for no more than a piece of another's list."""
+    monkeypatch.setattr(syscalls, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(large_work, "PIECE_BYTES", 10_000)
+    steps: list[int] = []
+    submit = redis_transport.RedisTransport.submit
+
+    async def noting(
+        self: redis_transport.RedisTransport, asked: Sequence[Syscall]
+    ) -> Sequence[Any]:
+        steps.append(len(asked))
+        return await submit(self, asked)
+
+    monkeypatch.setattr(redis_transport.RedisTransport, "submit", noting)
+    texts = [f"{number} " + "x" * 3_000 for number in range(20)]
+    asked: list[dict[str, Any]] = [echo(text) for text in texts]
+    async with served_to(redis_url) as (_, client), TinyWorker(redis_url, "tool"):
+        answer = await client.post("/v1/syscalls", params={"wait_s": 20}, json=asked)
+        assert [each["result"]["text"] for each in answer.json()] == texts
+        assert (max(steps), sum(steps)) == (3, 20)
+        asked[13] = {"body": {"type": "tool.echo", "txt": "x"}}
+        refused = await client.post("/v1/syscalls", json=asked)
+        assert (refused.status_code, refused.json()["field"]) == (400, "[13].body.txt")
+        many = await client.post("/v1/syscalls", json=[echo("x" * 30)] * 501)
+        assert many.status_code == 400
+    assert sum(steps) == 20, "what is refused is not published in part"
 
 
 async def test_what_is_too_large_for_one_answer_comes_in_several(

@@ -32,7 +32,8 @@ SUBMIT_BYTES = 8 * 1024 * 1024  # of one step, or of one job that is larger
 # asked for by id, later.
 MOST_REPLY_BYTES = 32 * 1024 * 1024
 BLOCK_S = 10.0  # one blocking look; it ends at once when something comes
-REPLIES = 1000  # taken by one blocking look
+REPLIES = 1000  # taken by one blocking look, where they are as small as most
+LOOK_BYTES = 2 * 1024 * 1024  # by the next look, if its messages are as large as those of the last
 
 
 class ReplyBox:
@@ -42,6 +43,7 @@ class ReplyBox:
         self.client = client
         self._key = (keys or Keys()).reply(client)
         self._connection = blocking
+        self._count = REPLIES
 
     async def take(self, *, timeout_s: float = 2.0) -> list[bytes]:
         """Return all messages that are there; wait up to `timeout_s` for the first one.
@@ -50,9 +52,20 @@ class ReplyBox:
         that is lost with the client is found again by id (ModuleQueue.attach).
         """
         answer = await self._connection.execute(
-            "BLMPOP", timeout_s, 1, self._key, "LEFT", "COUNT", REPLIES, timeout_s=timeout_s + 5.0
+            "BLMPOP",
+            timeout_s,
+            1,
+            self._key,
+            "LEFT",
+            "COUNT",
+            self._count,
+            timeout_s=timeout_s + 5.0,
         )
-        return answer[1] if answer else []
+        taken: list[bytes] = answer[1] if answer else []
+        if taken:
+            mean_bytes = sum(map(len, taken)) // len(taken) + 1
+            self._count = min(max(LOOK_BYTES // mean_bytes, 1), REPLIES)
+        return taken
 
     async def aclose(self) -> None:
         """Close the connection; the list expires by itself."""

@@ -12,7 +12,7 @@ A syscall is published as soon as it is acknowledged here, and goes on when its 
 import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -38,9 +38,10 @@ from aios_broker.contract.syscall import (
     Syscall,
 )
 from aios_broker.queues.records import JobView
-from aios_kernel_api.bodies import left, query_of, read_json
+from aios_kernel_api.bodies import decode, decode_each, left, query_of, read_body
 from aios_kernel_api.identity import Caller, caller_of, require_agent
 from aios_kernel_api.kernel import Found, Kernel, kernel_of
+from aios_kernel_api.large_work import PIECE_BYTES, WorkProgress
 from aios_kernel_api.problems import told_body
 
 MAX_WAIT_S = 600.0
@@ -49,6 +50,8 @@ MAX_LIST_BYTES = 16 * 1024 * 1024
 MOST_ANSWER_BYTES = 32 * 1024 * 1024  # of a list's answer: results beyond that are left out
 KEY_HEADER = "idempotency-key"
 
+T = TypeVar("T")
+Batch = tuple[int, list[T]]  # syscalls that are submitted at once, and their bytes
 Key = Annotated[str, Meta(min_length=1, max_length=256)]
 WaitS = Annotated[float, Meta(ge=0.0, le=MAX_WAIT_S)]
 
@@ -66,6 +69,7 @@ class SyscallRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 _REQUESTS: msgspec.json.Decoder[SyscallRequest | list[SyscallRequest]] = msgspec.json.Decoder(
     SyscallRequest | Annotated[list[SyscallRequest], Meta(min_length=1, max_length=MAX_LIST)]
 )
+_REQUEST = msgspec.json.Decoder(SyscallRequest)
 # refused: nothing of it runs. lost: the kernel did not answer; it may run.
 ViewState = Literal[State, "refused", "lost"]
 
@@ -108,12 +112,43 @@ async def submit(request: Request) -> Response:
     kernel, caller = kernel_of(request), caller_of(request)
     require_agent(caller)
     wait_s = query_of(request, SubmitQuery).wait_s
-    asked = await read_json(request, _REQUESTS, most_bytes=MAX_LIST_BYTES)
+    async with kernel.large_work.of(caller.owner) as progress:
+        asked = await _read(await read_body(request, most_bytes=MAX_LIST_BYTES), progress)
     key = _key_in(request, alone=isinstance(asked, SyscallRequest))
     if isinstance(asked, SyscallRequest):
         return await _one(request, _syscall(kernel, caller, asked, key), wait_s)
-    syscalls = [_syscall(kernel, caller, each, None) for each in asked]
-    return await _several(request, syscalls, wait_s)
+    batches = [
+        (size_bytes, [_syscall(kernel, caller, each, None) for each in batch])
+        for size_bytes, batch in asked
+    ]
+    return await _several(request, batches, wait_s)
+
+
+async def _read(
+    data: bytes, progress: WorkProgress
+) -> SyscallRequest | list[Batch[SyscallRequest]]:
+    """Return what a body asks for: one syscall, or several in the batches that they go on in."""
+    if len(data) <= PIECE_BYTES or data.lstrip()[:1] != b"[":
+        await progress.before(len(data))
+        asked = decode(data, _REQUESTS)
+        return asked if isinstance(asked, SyscallRequest) else [(len(data), asked)]
+    batches: list[Batch[SyscallRequest]] = []
+    count, size_bytes = 0, 0
+    async for each, each_bytes in decode_each(data, _REQUEST, progress):
+        count += 1
+        if count > MAX_LIST:
+            raise InvalidSyscall(
+                f"the list has more than {MAX_LIST} syscalls",
+                field="body",
+                remedy="send them in several requests",
+            )
+        size_bytes += each_bytes
+        if not batches or size_bytes > PIECE_BYTES:
+            batches.append((0, []))
+            size_bytes = each_bytes
+        batches[-1] = (size_bytes, batches[-1][1])
+        batches[-1][1].append(each)
+    return batches
 
 
 async def get(request: Request) -> Response:
@@ -277,27 +312,35 @@ async def _one(request: Request, syscall: Syscall, wait_s: float) -> Response:
     return answer(ended_view(reply))
 
 
-async def _several(request: Request, syscalls: Sequence[Syscall], wait_s: float) -> Response:
-    kernel = kernel_of(request)
-    calls = [kernel.session.submit(each) for each in syscalls]
+async def _several(request: Request, batches: Sequence[Batch[Syscall]], wait_s: float) -> Response:
+    kernel, owner = kernel_of(request), caller_of(request).owner
+    calls: list[Pending] = []
     with ExitStack() as held:
-        for pending in calls:
-            held.enter_context(kernel.holding(pending))
-        await asyncio.wait([each.accepted for each in calls])
+        async with kernel.large_work.of(owner) as progress:
+            for size_bytes, batch in batches:
+                await progress.before(size_bytes)
+                sent = [kernel.session.submit(each) for each in batch]
+                for pending in sent:
+                    held.enter_context(kernel.holding(pending))
+                calls += sent
+                # One batch at a time: those of others go in between.
+                await asyncio.wait([each.accepted for each in sent])
         await ended(request, calls, wait_s)
         views = [_view_of_pending(each) for each in calls]
         if wait_s > 0:
             views = await _standing(kernel, syscalls, views)
     status = 200 if all(each.reply is not None for each in calls) else 202
-    return Response(_encoded(views), status, media_type="application/json")
+    async with kernel.large_work.of(owner) as progress:
+        return Response(await _encoded(views, progress), status, media_type="application/json")
 
 
-def _encoded(views: Sequence[SyscallView]) -> bytes:
+async def _encoded(views: Sequence[SyscallView], progress: WorkProgress) -> bytes:
     """Return a list as JSON that is not much larger than it may be."""
     parts: list[bytes] = []
     size_bytes = 0
     for view in views:
         part = msgspec.json.encode(view)
+        await progress.before(len(part))
         size_bytes += len(part)
         if size_bytes > MOST_ANSWER_BYTES and view.result is not None:
             size_bytes -= len(part)

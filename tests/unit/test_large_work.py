@@ -1,0 +1,69 @@
+"""Large work goes by tenant in turns, and what is small waits for none of it."""
+
+import asyncio
+
+import pytest
+
+from aios_broker.client import transport
+from aios_broker.client.transport import in_turns
+from aios_broker.contract.names import Owner
+from aios_kernel_api import large_work
+from aios_kernel_api.large_work import LargeWork
+
+ADA, BOB, EVE = Owner("acme", "ada"), Owner("acme", "bob"), Owner("globex", "eve")
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_work, "PIECE_BYTES", 10)
+
+
+async def test_pieces_go_by_tenant_however_many_requests_one_has() -> None:
+    work = LargeWork()
+    done: list[Owner] = []
+
+    async def request(owner: Owner) -> None:
+        async with work.of(owner) as progress:
+            for _ in range(6):
+                await progress.before(11)
+                done.append(owner)
+
+    await asyncio.gather(*(request(ADA) for _ in range(5)), request(BOB), request(EVE))
+    last = len(done) - 1 - done[::-1].index(EVE)
+    of_others = [each for each in done[:last] if each != EVE]
+    assert len(done) == 42
+    assert len(of_others) <= 12  # not the 36 that stood before: two of the other tenant each time
+
+
+async def test_what_is_small_is_done_while_a_piece_is_under_way() -> None:
+    work = LargeWork()
+    async with work.of(ADA) as large:
+        await large.before(1_000)
+        async with work.of(ADA) as small, asyncio.timeout(10):
+            await small.before(4)
+            await small.before(6)
+        async with work.of(EVE) as other:
+            waiting = asyncio.ensure_future(other.before(11))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+    async with work.of(EVE) as other, asyncio.timeout(10):
+        await other.before(11)  # the turn came back
+
+
+async def test_between_large_messages_the_loop_serves_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "TURN_BYTES", 10)
+    served: list[str] = []
+
+    async def other() -> None:
+        while True:
+            served.append("other")
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(other())
+    told = [len(served) async for _ in in_turns([b"x" * 11] * 3)]
+    beside.cancel()
+    assert told[0] < told[1] < told[2]
