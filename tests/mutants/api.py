@@ -81,7 +81,7 @@ API_MUTANTS = (
     Mutant(
         "a client that does not read is waited for",
         SERVER,
-        "            self._slow_write = self._soon(self._reader_is_late)\n",
+        "            self._slow_write = self.loop.call_later(self._patience_s, self._reader_is_late)\n",
         "            pass\n",
         BORDER_TEST,
     ),

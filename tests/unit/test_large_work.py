@@ -22,17 +22,17 @@ async def test_pieces_go_by_tenant_however_many_requests_one_has() -> None:
     work = LargeWork()
     done: list[Owner] = []
 
-    async def request(owner: Owner) -> None:
+    async def request(owner: Owner, pieces: int = 30) -> None:
         async with work.of(owner) as progress:
-            for _ in range(6):
+            for _ in range(pieces):
                 await progress.before(11)
                 done.append(owner)
 
-    await asyncio.gather(*(request(ADA) for _ in range(5)), request(BOB), request(EVE))
+    await asyncio.gather(*(request(ADA) for _ in range(3)), request(BOB), request(EVE, 6))
     last = len(done) - 1 - done[::-1].index(EVE)
     of_others = [each for each in done[:last] if each != EVE]
-    assert len(done) == 42
-    assert len(of_others) <= 12  # not the 36 that stood before: two of the other tenant each time
+    assert len(done) == 126
+    assert len(of_others) <= 12  # not the 120 that stood before: two of the other tenant each time
 
 
 async def test_what_is_small_is_done_while_a_piece_is_under_way() -> None:
