@@ -81,8 +81,8 @@ API_MUTANTS = (
     Mutant(
         "a client that does not read is waited for",
         SERVER,
-        "            self._slow_write = self.loop.call_later(self._patience_s, self._reader_is_late)\n",
-        "            pass\n",
+        "= self.loop.call_later(self._patience_s, self._reader_is_late)",
+        "= None",
         BORDER_TEST,
     ),
     Mutant(

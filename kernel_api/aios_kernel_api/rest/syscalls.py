@@ -328,7 +328,8 @@ async def _several(request: Request, batches: Sequence[Batch[Syscall]], wait_s: 
         await ended(request, calls, wait_s)
         views = [_view_of_pending(each) for each in calls]
         if wait_s > 0:
-            views = await _standing(kernel, syscalls, views)
+            asked = [each for _, batch in batches for each in batch]
+            views = await _standing(kernel, asked, views)
     status = 200 if all(each.reply is not None for each in calls) else 202
     async with kernel.large_work.of(owner) as progress:
         return Response(await _encoded(views, progress), status, media_type="application/json")
