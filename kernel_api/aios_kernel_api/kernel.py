@@ -142,6 +142,10 @@ class Kernel:
         live = await self.control.job(syscall_id)
         if live is not None and owner in (None, live.metadata.owner):
             return Found(live.state, live)
+        return await self.find_ended(syscall_id, owner)
+
+    async def find_ended(self, syscall_id: str, owner: Owner | None) -> Found:
+        """Return a syscall that is not among those that have not ended; raise as `find` does."""
         # What ended is in no module's queue.
         queue = ModuleQueue(self.functions, "llm", self.keys)
         state, reply = await queue.attach(syscall_id, "", owner)

@@ -52,6 +52,11 @@ CASES: list[tuple[object, int, str]] = [
     (sending(taskId="no-such-task"), -32001, ""),
     (rpc("GetTask", id="f" * 32), -32001, ""),
     (rpc("GetTask", id=["f"]), -32602, "id"),
+    (rpc("GetTask", id="F" * 32), -32001, ""),
+    (rpc("GetTask", id="f" * 32 + "\n"), -32001, ""),
+    (rpc("GetTask", id="f\r\nX-Evil: 1"), -32001, ""),
+    (rpc("GetTask\r\nX-Evil: 1"), -32601, ""),
+    (sending(contextId="c\u202e"), -32602, "message.contextId"),
     (rpc("CancelTask", id="f" * 32), -32001, ""),
     (rpc("SubscribeToTask", id="f" * 32), -32001, ""),
     (rpc("ListTasks", pageSize=0), -32602, "pageSize"),
@@ -74,8 +79,28 @@ def test_bad_input_is_told_by_its_field(api: ApiScene, body: object, code: int, 
     error = answer.json()["error"]
 
     assert (answer.status_code, error["code"]) == (200, code), error
+    assert "x-evil" not in answer.headers
     assert error["data"][0]["metadata"].get("field", "") == field, error
     assert error["message"]
+
+
+def test_what_a_task_says_makes_no_event_of_its_own(api: ApiScene) -> None:
+    said = 'a\n\ndata: {"evil": 1}\r\n\r\nevent: x\rdata: y\u2028\u0085\x1b[2J\u202e'
+    asked = sending(messageId="events", parts=[{"data": {"type": "tool.echo", "text": said}}])
+    asked["method"] = "SendStreamingMessage"
+    with api.client(api.token()) as client:
+        answer = client.post("/a2a", json=asked, headers={"a2a-version": "1.0"})
+    lines = [line for line in answer.content.split(b"\n") if line and not line.startswith(b":")]
+    told = [json.loads(line.removeprefix(b"data: ")) for line in lines]
+
+    assert all(each["id"] == 7 and "result" in each for each in told)
+    assert not {b"\r", b"\x1b"} & {bytes([one]) for one in answer.content}
+    [made] = [
+        part["data"]["text"]
+        for each in told
+        for part in each["result"].get("artifactUpdate", {}).get("artifact", {}).get("parts", [])
+    ]
+    assert made == said
 
 
 @pytest.mark.parametrize("version", ["", "0.3", "2.0", "1.00"])

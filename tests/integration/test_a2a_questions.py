@@ -110,7 +110,18 @@ async def test_an_agent_that_decides_answers_and_does_not_see_the_result(api: Ap
     assert not seen.artifacts
 
 
-@pytest.mark.parametrize("words", ["yes", "approve all but the first", "approved", ""])
+UNCLEAR = [
+    "yes",
+    "approve all but the first",
+    "approved",
+    "",
+    "approve\u200b",  # a space that is not seen
+    "\u202eapprove",
+    "\u0430pprove",  # the first letter is a Cyrillic one
+]
+
+
+@pytest.mark.parametrize("words", UNCLEAR)
 async def test_only_a_clear_answer_is_one(api: ApiScene, words: str) -> None:
     async with speaking(api, api.token()) as client, speaking(api, api.operator) as person:
         task = await asked(client)

@@ -271,6 +271,17 @@ def waiting_approval(
     raise AssertionError("nobody was asked")
 
 
+@pytest.mark.parametrize("decision", ["approve", "deny"])
+def test_nobody_decides_about_what_was_cancelled(api: ApiScene, decision: str) -> None:
+    with api.client(api.token()) as agent, api.client(api.operator) as operator:
+        one = waiting_approval(agent)
+        agent.post(f"/v1/syscalls/{one['syscall_id']}/cancel").raise_for_status()
+        answer = operator.post(f"/v1/approvals/{one['id']}/{decision}", json={})
+    told = answer.json()
+    assert (answer.status_code, told["code"]) == (403, "approval-expired")
+    assert "its syscall has ended" in told["detail"]
+
+
 def test_an_operator_approves_and_it_runs(api: ApiScene) -> None:
     with api.client(api.token()) as agent, api.client(api.operator) as operator:
         one = waiting_approval(agent)

@@ -66,7 +66,7 @@ async def _ended(kernel: Kernel, owner: Owner, live: set[str]) -> dict[Age, Task
 
     async def kept(one: RecentSyscall) -> Task | None:
         try:
-            reply = (await kernel.find(one.job_id, owner)).reply
+            reply = (await kernel.find_ended(one.job_id, owner)).reply  # in one step each
         except UnknownSyscall:
             return None
         return None if reply is None else ended_task(decode_reply(reply), one.program)
