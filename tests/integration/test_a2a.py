@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from contextlib import aclosing
 
+import httpx
 import pytest
 from a2a.client import A2ACardResolver, A2AClientError, ClientConfig, ClientFactory
 from a2a.types import (
@@ -29,6 +30,9 @@ from a2a.types import (
 )
 from google.protobuf.json_format import MessageToDict, ParseDict
 
+from aios_broker.contract.names import Owner
+from aios_kernel_api.a2a import listing
+from aios_kernel_api.kernel import Found, Kernel
 from tests.a2a_client import (
     ALL,
     NOTE,
@@ -45,7 +49,8 @@ from tests.a2a_client import (
     task_of,
     to_the_end,
 )
-from tests.api_scene import ACME, GLOBEX, ApiScene
+from tests.api_scene import ACME, GLOBEX, ApiScene, bearer, serving
+from tests.integration.test_api_syscalls import echo
 from tests.waiting import wait_until_async
 
 # Who answers.
@@ -308,6 +313,46 @@ async def test_a_task_that_has_ended_is_listed_for_as_long_as_it_is_kept(api: Ap
     assert whole.context_id == bare.context_id
     assert not bare.artifacts
     assert not others.tasks
+
+
+async def test_a_page_is_bounded_in_bytes_and_reads_no_reply_that_it_does_not_show(
+    api: ApiScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MOST_PAGE_BYTES", 500_000)
+    read: list[str] = []
+    find = Kernel.find_ended
+
+    async def noting(self: Kernel, syscall_id: str, owner: Owner | None) -> Found:
+        read.append(syscall_id)
+        return await find(self, syscall_id, owner)
+
+    token = api.token()
+    async with (
+        serving(api.redis_url, api.database_url) as served,
+        speaking(served, token) as client,
+        httpx.AsyncClient(base_url=served.url, headers=bearer(token), timeout=30) as http,
+    ):
+        calls = [echo("x" * 200_000) for _ in range(5)]
+        begun = (await http.post("/v1/syscalls", params={"wait_s": 20}, json=calls)).json()
+        done = ListTasksRequest(status=TaskState.TASK_STATE_COMPLETED)
+
+        async def are_listed() -> bool:
+            return (await client.list_tasks(done)).total_size == len(begun)
+
+        await wait_until_async(are_listed)  # the ledger has them a moment later
+        monkeypatch.setattr(Kernel, "find_ended", noting)
+        assert len((await client.list_tasks(done)).tasks) == 5
+        assert read == []
+        done.include_artifacts = True
+        pages = [await client.list_tasks(done)]
+        while pages[-1].next_page_token:
+            done.page_token = pages[-1].next_page_token
+            pages.append(await client.list_tasks(done))
+    assert [len(page.tasks) for page in pages] == [2, 2, 1]
+    assert len(read) == 5
+    tasks = [task for page in pages for task in page.tasks]
+    assert {task.id for task in tasks} == {each["id"] for each in begun}
+    assert all(made(task)["result"]["text"] == "x" * 200_000 for task in tasks)
 
 
 async def test_an_operator_begins_no_task(api: ApiScene) -> None:

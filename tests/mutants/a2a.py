@@ -90,4 +90,18 @@ A2A_MUTANTS = (
         "if given and not _VERSION.fullmatch(given):",
         CALLS_TEST,
     ),
+    Mutant(
+        "a2a: a page is as large as its artifacts are",
+        "kernel_api/aios_kernel_api/a2a/listing.py",
+        "(shown and size_bytes > MOST_PAGE_BYTES)",
+        "False",
+        DOOR_TEST,
+    ),
+    Mutant(
+        "a2a: a list without artifacts reads them",
+        "kernel_api/aios_kernel_api/a2a/listing.py",
+        "if one is None or (one.is_whole and not params.include_artifacts):",
+        "if one is None:",
+        DOOR_TEST,
+    ),
 )

@@ -31,8 +31,8 @@ _FAILED = b"""
      ORDER BY submitted_at
 """
 _RECENT = b"""
-    SELECT job_id, program, submitted_at
-      FROM (SELECT job_id, tenant, agent, program, submitted_at
+    SELECT job_id, program, submitted_at, state, error_code
+      FROM (SELECT job_id, tenant, agent, program, submitted_at, state, error_code
               FROM syscall ORDER BY submitted_at DESC LIMIT %s) AS newest
      WHERE tenant = %s AND agent = %s
      ORDER BY submitted_at DESC LIMIT %s
@@ -75,6 +75,8 @@ class RecentSyscall(Struct, frozen=True):
     job_id: str
     program: str
     submitted_at: datetime
+    state: str  # of the contract, as the ledger has it: it may be a moment behind
+    error: str | None  # its code
 
 
 async def recent_syscalls(

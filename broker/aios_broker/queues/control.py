@@ -191,6 +191,11 @@ class Control(Steps):
         found = await self._execute("HGET", self.keys.job(job_id), "aios_metadata")
         return None if found is None else read_metadata(found)
 
+    async def reply_bytes(self, job_id: str) -> int:
+        """Return how large the reply is that is kept of a job; 0: there is none."""
+        found: int = await self._execute("HSTRLEN", self.keys.job(job_id), "aios_reply")
+        return found
+
     async def queue(self, module: Module) -> QueueView:
         """Return one module's queue at a glance."""
         row = QueueRow(*await self._call("look", module, ["queue"]))

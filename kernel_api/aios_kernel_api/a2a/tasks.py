@@ -174,6 +174,15 @@ def ended_task(reply: Reply, context_id: str, timestamp: str = "") -> Task:
     return Task(reply.id, context_id, TaskStatus(state, message, timestamp))
 
 
+def final_state(state: str, error_code: str | None) -> TaskState | None:
+    """Return where a task stands that has ended as the ledger has it; None: it has not, there."""
+    if state == "finished":
+        return "TASK_STATE_COMPLETED"
+    if state in ("failed", "cancelled"):
+        return _ERRORS.get(error_code or state, "TASK_STATE_FAILED")
+    return None
+
+
 def without_artifacts(task: Task) -> Task:
     """Return a task without what it made."""
     return msgspec.structs.replace(task, artifacts=())
