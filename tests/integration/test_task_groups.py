@@ -105,14 +105,15 @@ def test_an_ordinary_users_sandbox_bounds_itself() -> None:
     python = python_of_all()
     workspace = Path(tempfile.mkdtemp(prefix="aios-sandbox-"))
     os.chown(workspace, NOBODY, NOBODY)
-    # Another user cannot read this checkout: what it needs lies in its workspace.
+    # Another user cannot read this checkout: what it needs lies in a folder of its own.
     own = workspace / MODULE.relative_to(PACKAGES)
     own.parent.mkdir(parents=True)
     shutil.copy(MODULE, own)
     code = FORKS.format(packages=str(workspace), processes=PROCESSES, tries=4 * SPARE_TASKS)
     command = (python, "-I", "-B", "-c", code)
-    readable = (Path(python).parent.parent,)
-    launch = sandbox.confined(program(PROCESSES), Launch(command, {}, workspace, readable))
+    readable = (Path(python).parent.parent, workspace)
+    works_in = workspace.with_name(f"{workspace.name}-work")
+    launch = sandbox.confined(program(PROCESSES), Launch(command, {}, works_in, readable))
     try:
         told = subprocess.run(
             launch.command,

@@ -48,6 +48,7 @@ from tests.mutants.redis_users import REDIS_USER_MUTANTS  # noqa: E402
 from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
 from tests.mutants.rq import RQ_MUTANTS  # noqa: E402
+from tests.mutants.sandbox_files import SANDBOX_FILES_MUTANTS  # noqa: E402
 from tests.mutants.sessions import SESSION_MUTANTS  # noqa: E402
 from tests.mutants.stalls import STALL_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
@@ -79,6 +80,7 @@ MUTANTS = (
     *CORE_MUTANTS,
     *TOOL_MUTANTS,
     *EXEC_MUTANTS,
+    *SANDBOX_FILES_MUTANTS,
     *KERNEL_TOOL_MUTANTS,
     *REMOTE_MUTANTS,
     *OWNERSHIP_MUTANTS,

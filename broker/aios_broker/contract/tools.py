@@ -60,7 +60,7 @@ class RunLimits(Request, frozen=True):
     # Of text that it prints; what comes later is cut away.
     output_bytes: Annotated[int, Meta(ge=0, le=8 * 1024**2)] = 64 * 1024
     value_bytes: Annotated[int, Meta(ge=1024, le=16 * 1024**2)] = 1024**2  # of its value, as JSON
-    file_bytes: _Bytes = 64 * 1024**2  # of each file that it writes
+    file_bytes: _Bytes = 64 * 1024**2  # of all files that it writes
 
 
 class NetworkRule(Request, frozen=True):

@@ -7,12 +7,12 @@ import stat
 from pathlib import Path
 
 from aios_broker.contract.tools import MadeFile
+from aios_workers.modules.tool.sandbox_files import BLOCK_BYTES
 
 MOST_FILES = 1_000  # that a result tells
 MOST_CONTENT_BYTES = 1024 * 1024  # of all files, in a result
 MOST_MADE = 20_000  # files and folders of a call, small and large
 MOST_DEEP = 200  # folders in each other; to look further takes a call and an open file for each
-BLOCK_BYTES = 512  # of which the file system tells a file's size on the disk
 
 
 def made_files(workspace: Path) -> tuple[MadeFile, ...]:
@@ -22,6 +22,8 @@ def made_files(workspace: Path) -> tuple[MadeFile, ...]:
     """
     found: list[MadeFile] = []
     left = MOST_CONTENT_BYTES
+    if not is_folder(workspace):
+        return ()
     for parent, folders, names, opened in os.fwalk(workspace):
         folders.sort()
         if _depth(workspace, parent) >= MOST_DEEP:
@@ -39,6 +41,11 @@ def made_files(workspace: Path) -> tuple[MadeFile, ...]:
                 path = ascii(path)
             found.append(MadeFile(path, size, base64.b64encode(content).decode()))
     return tuple(found)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _depth(workspace: Path, parent: str) -> int:
@@ -64,8 +71,13 @@ def _read(name: str, folder: int, size: int) -> bytes:
 
 
 def is_too_large(workspace: Path, most_bytes: int) -> bool:
-    """Whether the files of a workspace take more than they may, are too many, or lie too deep."""
+    """Whether the files of a workspace take more than they may, are too many, or lie too deep.
+
+    One that its call has taken away, or put something else in the place of, has none.
+    """
     seen = size = 0
+    if not is_folder(workspace):
+        return False
     for parent, _, names, opened in os.fwalk(workspace):
         if _depth(workspace, parent) > MOST_DEEP:
             return True

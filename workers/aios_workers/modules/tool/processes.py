@@ -28,26 +28,21 @@ from aios_broker.contract.tools import ToolCard, ToolResult, ToolRunFacts
 from aios_broker.places import Holder, Places, Shares
 from aios_workers.modules.tool.arguments import invalid_arguments
 from aios_workers.modules.tool.egress.way_out import Egress, WayOut
-from aios_workers.modules.tool.made_files import is_too_large, made_files
+from aios_workers.modules.tool.kept_process import KeptProcess
+from aios_workers.modules.tool.made_files import made_files
 from aios_workers.modules.tool.removal import remove_tree
 from aios_workers.modules.tool.running import Sandbox, ToolCall, ToolProgram
+from aios_workers.modules.tool.sandbox_files import SandboxLost
+from aios_workers.modules.tool.stored_files import MOST_LAID_BYTES
 from aios_workers.modules.tool.tool_process import ToolProcess
 
 KEPT = 16  # processes that do nothing and are kept for the next call
 IDLE_S = 60.0
-STORAGE = "storage"  # in a call's folder: the files of the agent's storage
 LOOK_S = 0.25  # between two looks at what a call that runs has written
 MOST_TOLD = 4_000  # characters of what a tool raised
 SHARES = Shares(places=32, of_tenant=24, of_agent=12)  # calls at once
 
 _Key = tuple[str, str, Owner]
-
-
-@dataclass(slots=True)
-class _Kept:
-    process: ToolProcess
-    folder: Path
-    way_out: WayOut | None  # its way out
 
 
 @dataclass(slots=True)
@@ -81,7 +76,7 @@ class ToolProcesses:
         self._sandbox = sandbox
         self._environ = environ
         self._places = Places(SHARES)
-        self._kept: dict[_Key, _Kept] = {}  # the longest unused first
+        self._kept: dict[_Key, KeptProcess] = {}  # the longest unused first
         self._starting: dict[_Key, _LaunchLock] = {}
         self._tidying: asyncio.Task[None] | None = None
 
@@ -99,18 +94,15 @@ class ToolProcesses:
         holder = Holder(call.owner.tenant, call.owner.agent)
         async with self._places.one(holder), self._laid(call) as laid:
             kept = await self._process(program, call.owner)
-            workspace = kept.folder / call.id
-            workspace.mkdir(mode=0o700)
-            stored = kept.folder / f"{call.id}.{STORAGE}"
             try:
+                workspace = kept.begin(call.id)
                 if laid is not None:
-                    laid.rename(stored)
-                    (workspace / STORAGE).symlink_to(stored)
-                return await self._run(kept.process, workspace, call, heard)
+                    await asyncio.to_thread(kept.lay, call.id, laid)
+                return await self._run(kept, workspace, call, heard)
+            except SandboxLost as error:
+                raise ToolFailed("its sandbox has ended", remedy="try it again") from error
             finally:
-                await _emptied(workspace)
-                if laid is not None:
-                    await _removed(stored)
+                await kept.end(call.id)
 
     @contextlib.asynccontextmanager
     async def _laid(self, call: ToolCall) -> AsyncIterator[Path | None]:
@@ -127,9 +119,9 @@ class ToolProcesses:
             await _removed(folder)
 
     async def _run(
-        self, process: ToolProcess, workspace: Path, call: ToolCall, heard: Callable[[str], None]
+        self, kept: KeptProcess, workspace: Path, call: ToolCall, heard: Callable[[str], None]
     ) -> ToolResult:
-        card = process.program.card
+        process, card = kept.process, kept.process.program.card
         warm, parts = process.calls > 0, []
 
         def printed(text: str) -> None:
@@ -142,17 +134,19 @@ class ToolProcesses:
             "limits": msgspec.structs.asdict(card.limits),
             "workspace": str(workspace),
         }
-        watch = asyncio.create_task(self._watch(process, workspace, call.id))
+        watch = asyncio.create_task(self._watch(kept, call.id))
         try:
             ending = await process.run(request, printed)
         finally:
+            was_told = watch.done() and watch.exception() is None
             watch.cancel()
-        output = "".join(parts)
-        most_bytes = card.limits.file_bytes
-        if await asyncio.to_thread(is_too_large, workspace, most_bytes):
-            raise _beyond("file_bytes", process.program)
-        value = _value_of(ending, process.program, output)
-        files = await asyncio.to_thread(made_files, workspace)
+        output, limit = "".join(parts), ending.get("limit")
+        if limit in (None, "killed") and (
+            was_told or await asyncio.to_thread(kept.is_beyond, call.id)
+        ):
+            limit = "file_bytes"
+        value = _value_of({**ending, "limit": limit}, process.program, output)
+        files = await kept.files.read(call.id, made_files)
         return ToolResult(
             value=value,
             output=output,
@@ -169,19 +163,21 @@ class ToolProcesses:
             ),
         )
 
-    async def _watch(self, process: ToolProcess, workspace: Path, call_id: str) -> None:
+    async def _watch(self, kept: KeptProcess, call_id: str) -> None:
         """End a call whose files or processes become too many; return when that is told."""
-        most_bytes = process.program.card.limits.file_bytes
         while True:
             await asyncio.sleep(LOOK_S)
-            if await asyncio.to_thread(process.is_too_many):
-                process.end("processes")
+            if await asyncio.to_thread(kept.process.is_too_many):
+                kept.process.end("processes")
                 return
-            if await asyncio.to_thread(is_too_large, workspace, most_bytes):
-                await process.stop(call_id)
+            if await asyncio.to_thread(kept.is_beyond, call_id):
+                await kept.process.stop(call_id)
+                return
+            if await asyncio.to_thread(kept.is_full):
+                kept.process.end("file_bytes")  # nobody knows which of its calls it was
                 return
 
-    async def _process(self, program: ToolProgram, owner: Owner) -> _Kept:
+    async def _process(self, program: ToolProgram, owner: Owner) -> KeptProcess:
         """Return a process of a tool that runs for this agent; start it where there is none."""
         key = (program.card.name, program.card.version, owner)
         gate = self._starting.setdefault(key, _LaunchLock())
@@ -203,7 +199,7 @@ class ToolProcesses:
             self._tidying = asyncio.create_task(self._tidy())
         return kept
 
-    async def _started(self, program: ToolProgram, owner: Owner) -> _Kept:
+    async def _started(self, program: ToolProgram, owner: Owner) -> KeptProcess:
         way_out = await self._way_out(program.card, owner)
         try:
             return await self._started_with(program, way_out)
@@ -230,23 +226,23 @@ class ToolProcesses:
             return None
         return await self._egress.open(card, owner) if card.network or card.secrets else None
 
-    async def _started_with(self, program: ToolProgram, way_out: WayOut | None) -> _Kept:
+    async def _started_with(self, program: ToolProgram, way_out: WayOut | None) -> KeptProcess:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = Path(mkdtemp(dir=self._folder))
         try:
             process = await ToolProcess.start(
-                program, self._sandbox, folder, self._environ, way_out
+                program, self._sandbox, folder, self._environ, way_out, _most_written(program.card)
             )
         except BaseException:
             await _removed(folder)
             raise
-        return _Kept(process, folder, way_out)
+        return KeptProcess(process, folder, way_out)
 
     async def _tidy(self) -> None:
         """End what has not been used for a while, or is too many; return when nothing is left."""
         while self._kept:
             now = asyncio.get_running_loop().time()
-            idle = [key for key, kept in self._kept.items() if not kept.process.running]
+            idle = [key for key, kept in self._kept.items() if not kept.calls]
             spare = len(idle) - KEPT
             for at, key in enumerate(idle):
                 old = now - self._kept[key].process.used_s > IDLE_S
@@ -254,7 +250,7 @@ class ToolProcesses:
                     await self._end(self._kept.pop(key))
             await asyncio.sleep(1.0)
 
-    async def _end(self, kept: _Kept) -> None:
+    async def _end(self, kept: KeptProcess) -> None:
         await kept.process.close()
         if kept.way_out is not None:
             await kept.way_out.close()
@@ -330,12 +326,12 @@ def _beyond(limit: str, program: ToolProgram) -> KernelError:
     )
 
 
-async def _emptied(workspace: Path) -> None:
-    """Remove the workspace of a call; what resists goes with the folder of its process."""
-    try:
-        workspace.rmdir()  # noqa: ASYNC240  most calls leave nothing: microseconds
-    except OSError:
-        await asyncio.to_thread(remove_tree, workspace)
+def _most_written(card: ToolCard) -> int:
+    """Return the most that an agent's calls of a tool write that run at the same time."""
+    parallel = card.parallel
+    limits = (SHARES.of_agent, parallel.tool, parallel.agent, parallel.tenant)
+    laid_bytes = MOST_LAID_BYTES if card.files else 0
+    return min(limit for limit in limits if limit) * (card.limits.file_bytes + laid_bytes)
 
 
 async def _removed(folder: Path) -> None:

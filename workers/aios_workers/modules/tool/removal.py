@@ -1,29 +1,26 @@
 """Removes folders in which code of others has worked."""
 
 import os
-import shutil
-import subprocess
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-LIMIT_S = 30.0
+from aios_workers.modules.tool.workspace.folder import opened_root, take_away
 
 
 def remove_tree(folder: Path) -> None:
     """Remove a folder, however deep it is, and whatever rights were taken away; blocks.
 
-    What resists all the same is left, and goes with what the folder lies in.
+    Where a link was put in its place, the link is removed, and nothing is followed. What resists
+    all the same is left, and goes with what the folder lies in.
     """
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        for parent, _, _ in os.walk(folder):
+    if os.path.lexists(folder):
+        remove_below(folder.parent, [folder.name])
+
+
+def remove_below(parent: Path, names: Iterable[str]) -> None:
+    """Remove what is in a folder by these names, as `remove_tree` does; blocks."""
+    with suppress(OSError), opened_root(parent) as opened:
+        for name in names:
             with suppress(OSError):
-                os.chmod(parent, 0o700)
-        shutil.rmtree(folder, ignore_errors=True)
-    except RecursionError:  # Python goes down a call for each folder
-        with suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(
-                ("rm", "-rf", "--", str(folder)), check=False, capture_output=True, timeout=LIMIT_S
-            )
+                take_away(opened, name)

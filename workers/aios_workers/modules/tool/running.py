@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from aios_broker.contract.names import Owner
 from aios_broker.contract.tools import SandboxKind, ToolCard, ToolResult
+from aios_workers.modules.tool.sandbox_files import SandboxFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,10 @@ class Launch:
 
     command: tuple[str, ...]
     environ: Mapping[str, str]  # all of it: nothing is inherited
-    workspace: Path  # its working directory, the one place where it may write
+    workspace: Path  # its working directory, the one place where it may write, but for scratch
     readable: tuple[Path, ...] = ()  # what it has to read beside the system
     descriptors: tuple[int, ...] = ()  # that it is given; closed here once it has started
+    written_bytes: int | None = None  # what its workspace takes at most; None: as its card says
 
 
 class Sandbox(Protocol):
@@ -83,6 +85,14 @@ class Sandbox(Protocol):
 
         Raises:
             SandboxUnavailable: This machine cannot keep it in.
+        """
+        ...
+
+    def files(self, launch: Launch, pid: int) -> SandboxFiles:
+        """Return the files of what was started so, and runs what it was to run by now.
+
+        Raises:
+            SandboxUnavailable: They cannot be seen.
         """
         ...
 
@@ -117,3 +127,8 @@ class NoSandbox:
     def confined(self, program: ToolProgram, launch: Launch) -> Launch:
         """Return it as it is."""
         return launch
+
+    def files(self, launch: Launch, pid: int) -> SandboxFiles:
+        """Return those of its workspace."""
+        del pid
+        return SandboxFiles(launch.workspace)

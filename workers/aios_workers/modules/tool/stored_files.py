@@ -34,6 +34,7 @@ from aios_workers.modules.tool.sessions.session_calls import Calls
 
 MOST_FILES = 2_000  # of one call
 MOST_BYTES = 32 * 1024 * 1024  # of all of them together
+MOST_LAID_BYTES = 2 * MOST_BYTES  # as they lie on a file system, each in whole pages
 AT_ONCE = 8  # reads
 CHUNK_BYTES = 2 * 1024 * 1024  # of one read: in base64 it is a third more
 PAGE = 1_000

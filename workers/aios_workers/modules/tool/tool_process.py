@@ -6,7 +6,7 @@ import os
 import signal
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import msgspec
 from aios_broker.contract.errors import ToolFailed, ToolUnavailable
 from aios_workers.modules.tool.egress.way_out import WayOut
 from aios_workers.modules.tool.running import Launch, Sandbox, ToolProgram
+from aios_workers.modules.tool.sandbox_files import SandboxFiles
 
 MAIN = Path(__file__).with_name("process") / "__main__.py"
 PACKAGE = MAIN.parents[3]  # aios_workers: what its process reads of ours
@@ -45,6 +46,7 @@ class ToolProcess:
 
     def __init__(self, program: ToolProgram, process: asyncio.subprocess.Process) -> None:
         self.program = program
+        self.files: SandboxFiles | None = None  # what its calls write, once it is ready
         self.used_s = asyncio.get_running_loop().time()
         self.calls = 0  # that it has run
         self._met: str | None = None  # the limit for which it was ended
@@ -60,6 +62,7 @@ class ToolProcess:
         workspace: Path,
         environ: Mapping[str, str],
         way_out: WayOut | None = None,
+        written_bytes: int | None = None,
     ) -> "ToolProcess":
         """Start one that is ready for calls; they all work below this workspace.
 
@@ -69,6 +72,7 @@ class ToolProcess:
             workspace: Where it works.
             environ: What it is told.
             way_out: Its way out; None: it has none.
+            written_bytes: The most that its calls write together; None: as one may.
 
         Raises:
             ToolUnavailable: It cannot be loaded.
@@ -76,6 +80,7 @@ class ToolProcess:
             SandboxUnavailable: This machine cannot keep it in.
         """
         launch = launch_of(program, "serve", workspace, environ)
+        launch = replace(launch, written_bytes=written_bytes)
         if way_out is not None:
             launch = way_out.through(launch, program.python)
         launch = sandbox.confined(program, launch)
@@ -86,6 +91,7 @@ class ToolProcess:
             content = tuple((str(path), str(digest)) for path, digest in said["content"])
             if content != program.content:
                 raise ToolChanged
+            found.files = sandbox.files(launch, process.pid)
         except BaseException:
             await found.close()
             raise
@@ -182,6 +188,8 @@ class ToolProcess:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])
+        if self.files is not None:
+            self.files.close()
 
 
 def launch_of(

@@ -23,6 +23,7 @@ CHUNK = 1 << 16
 EXTRA_BYTES = 64 * 1024  # of a result beside its value: what it raised
 MORE_CPU_S = 1  # between the signal that ends and the one that cannot be caught
 _CLOSED = -1
+_NO_MORE = (errno.EFBIG, errno.ENOSPC)  # of one file, of all
 
 
 class Call:
@@ -209,7 +210,7 @@ def outcome(
     except MemoryError:
         return {"limit": "memory_bytes"}
     except BaseException as error:  # noqa: BLE001  whatever a tool raises is told
-        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        if isinstance(error, OSError) and error.errno in _NO_MORE:
             return {"limit": "file_bytes"}
         return {"error": loading.failure(error)}
     finally:

@@ -1,8 +1,10 @@
 """Keeps processes of tools in by bubblewrap: namespaces of their own, for any user."""
 
 import os
+import select
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -14,6 +16,7 @@ from aios_broker.contract.tools import SandboxKind
 from aios_workers.modules.tool.running import Launch, NoSandbox, Sandbox, ToolProgram
 from aios_workers.modules.tool.sandbox.seccomp import filter_here
 from aios_workers.modules.tool.sandbox.view import arguments
+from aios_workers.modules.tool.sandbox_files import SandboxFiles
 
 PROBE_LIMIT_S = 10.0
 REMEDY = (
@@ -40,6 +43,17 @@ class Bubblewrap:
         view = arguments(launch, self.hidden, program.card.limits.file_bytes)
         command = (str(self.program), "--seccomp", str(filter_file), *view)
         return replace(launch, command=command, environ={}, descriptors=(filter_file,))
+
+    def files(self, launch: Launch, pid: int) -> SandboxFiles:
+        """Return the files of a sandbox in which its program runs by now.
+
+        Raises:
+            SandboxUnavailable: This process may not look there.
+        """
+        try:
+            return SandboxFiles.of_process(_inside(pid), launch.workspace)
+        except (OSError, IndexError) as error:
+            raise _unavailable(f"the worker cannot see what is written in it: {error}") from error
 
 
 def chosen_sandbox(kind: SandboxKind, hidden: Sequence[Path] = ()) -> Sandbox:
@@ -74,18 +88,40 @@ def open_bubblewrap(hidden: Sequence[Path] = ()) -> Bubblewrap:
     return found
 
 
+def _inside(pid: int) -> int:
+    """Return the number of what runs in a sandbox; bubblewrap's own two processes are above it."""
+    for _ in range(2):
+        pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+    return pid
+
+
 def _try(sandbox: Bubblewrap) -> None:
-    launch = Launch(("/usr/bin/env", "true"), {"PATH": os.defpath}, Path(gettempdir()))
+    launch = Launch(("/usr/bin/env", "cat"), {"PATH": os.defpath}, Path(gettempdir(), "work"))
     command = [str(sandbox.program), *arguments(launch, (), 1 << 20)]
+    pipe = subprocess.PIPE
     try:
-        subprocess.run(
-            command, check=True, capture_output=True, timeout=PROBE_LIMIT_S, env={}, close_fds=True
-        )
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace").strip().splitlines()
-        raise _unavailable(said[0] if said else f"exit code {error.returncode}") from error
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env={}) as process:
+            try:
+                _try_files(sandbox, launch, process)
+                _, said = process.communicate(timeout=PROBE_LIMIT_S)
+            finally:
+                process.kill()
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _unavailable(str(error)) from error
+    if process.returncode:
+        lines = said.decode(errors="replace").strip().splitlines()
+        raise _unavailable(lines[0] if lines else f"exit code {process.returncode}")
+
+
+def _try_files(sandbox: Bubblewrap, launch: Launch, process: "subprocess.Popen[bytes]") -> None:
+    """See what is written in it, as soon as it answers; one that ends instead tells why."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(BrokenPipeError):
+        process.stdin.write(b".")
+        process.stdin.flush()
+    if select.select([process.stdout], [], [], PROBE_LIMIT_S)[0] and process.stdout.read(1):
+        sandbox.files(launch, process.pid).close()
 
 
 def _unavailable(why: str) -> SandboxUnavailable:

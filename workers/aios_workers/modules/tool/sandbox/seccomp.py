@@ -1,8 +1,9 @@
 """The filter of system calls that sandboxed processes run under, as the kernel takes it.
 
 Everything is allowed but what reaches beyond the sandbox's namespaces or into the kernel's rarely
-walked parts (ptrace, mounts, namespaces, bpf, io_uring, keys, modules, time), and sockets of
-families that no namespace keeps apart (vsock, packet, alg). The numbers are Linux' own
+walked parts (ptrace, mounts, namespaces, bpf, io_uring, keys, modules, time), sockets of families
+that no namespace keeps apart (vsock, packet, alg), and files in memory that no file system of the
+sandbox counts (memfd, System V's shared memory). The numbers are Linux' own
 (`asm/unistd.h`, `linux/audit.h`, `linux/seccomp.h`).
 """
 
@@ -55,6 +56,7 @@ X86_64 = Architecture(
     audit=0xC000003E,
     denied=_NEWER
     | {
+        "shmget": 29,
         "ptrace": 101,
         "syslog": 103,
         "uselib": 134,
@@ -99,6 +101,7 @@ X86_64 = Architecture(
         "process_vm_writev": 311,
         "kcmp": 312,
         "finit_module": 313,
+        "memfd_create": 319,
         "kexec_file_load": 320,
         "bpf": 321,
         "userfaultfd": 323,
@@ -133,6 +136,7 @@ AARCH64 = Architecture(
         "setdomainname": 162,
         "settimeofday": 170,
         "adjtimex": 171,
+        "shmget": 194,
         "add_key": 217,
         "request_key": 218,
         "keyctl": 219,
@@ -152,6 +156,7 @@ AARCH64 = Architecture(
         "process_vm_writev": 271,
         "kcmp": 272,
         "finit_module": 273,
+        "memfd_create": 279,
         "bpf": 280,
         "userfaultfd": 282,
         "kexec_file_load": 294,

@@ -17,6 +17,7 @@ from pathlib import Path
 from aios_broker.contract.tools import SandboxKind
 from aios_workers.modules.tool.process.tasks import SPARE_TASKS
 from aios_workers.modules.tool.running import Launch, Sandbox, ToolProgram
+from aios_workers.modules.tool.sandbox_files import SandboxFiles
 
 NAME = "aios-tasks-"
 UNUSED_S = 120.0  # so old an empty group is one whose processes have ended
@@ -85,6 +86,10 @@ class BoundedTasks:
         found = self.inner.confined(program, launch)
         most = program.card.limits.processes + SPARE_TASKS
         return replace(found, command=self.groups.joining(most, found.command))
+
+    def files(self, launch: Launch, pid: int) -> SandboxFiles:
+        """Return the files of the sandbox."""
+        return self.inner.files(launch, pid)
 
 
 def open_task_groups() -> TaskGroups | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from aios_workers.modules.tool.running import Launch
+from aios_workers.modules.tool.sandbox_files import SCRATCH, SPARE_BYTES
 
 USER = "65534"  # nobody
 # Of the system: programs and libraries, and what they look up there. No accounts, no settings.
@@ -28,12 +29,14 @@ _SETTINGS = (
 def arguments(launch: Launch, hidden: Sequence[Path], scratch_bytes: int) -> list[str]:
     """Return how bwrap makes what a process sees, and starts it.
 
-    Its workspace alone can be written to, and /tmp and /dev/shm, which lie in memory.
+    Its workspace alone can be written to, and /tmp and /dev/shm. All three lie in memory, each in a
+    file system of its own: nothing that is written there is on a disk, or outlives the sandbox.
 
     Args:
         launch: What is started, and what it has to read.
         hidden: What it never sees, also where it lies below what it reads.
-        scratch_bytes: The most that /tmp and /dev/shm take, each.
+        scratch_bytes: The most that /tmp and /dev/shm take, each, and the workspace where the
+            launch says nothing of it.
     """
     found = [
         *("--unshare-user", "--unshare-all", "--disable-userns", "--cap-drop", "ALL"),
@@ -41,8 +44,8 @@ def arguments(launch: Launch, hidden: Sequence[Path], scratch_bytes: int) -> lis
         *("--hostname", "sandbox", "--proc", "/proc", "--dev", "/dev"),
     ]
     found += _proc()
-    for scratch in ("/tmp", "/dev/shm"):
-        found += ["--size", str(scratch_bytes), "--perms", "1777", "--tmpfs", scratch]
+    for scratch in SCRATCH:
+        found += _in_memory(scratch, scratch_bytes, "1777")
     for system in _SYSTEM:
         found += _system(Path(system))
     for setting in _SETTINGS:
@@ -55,11 +58,17 @@ def arguments(launch: Launch, hidden: Sequence[Path], scratch_bytes: int) -> lis
         if any(path.is_relative_to(each) for each in bound):
             found += _covered(path, read)
     workspace = str(launch.workspace)
-    found += ["--bind", workspace, workspace, "--chdir", workspace]
+    written_bytes = (launch.written_bytes or scratch_bytes) + SPARE_BYTES
+    found += _in_memory(workspace, written_bytes, "0700")
+    found += ["--chdir", workspace]
     found += ["--remount-ro", "/dev", "--remount-ro", "/", "--clearenv"]
     for name, value in launch.environ.items():
         found += ["--setenv", name, value]
     return [*found, "--", *launch.command]
+
+
+def _in_memory(path: str, most_bytes: int, rights: str) -> list[str]:
+    return ["--size", str(most_bytes), "--perms", rights, "--tmpfs", path]
 
 
 def _proc() -> list[str]:

@@ -11,8 +11,10 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -22,6 +24,7 @@ from aios_broker.contract.errors import (
     SandboxUnavailable,
     SessionBusy,
     SessionLost,
+    ToolUnavailable,
     UnknownSession,
 )
 from aios_broker.contract.exec import (
@@ -41,6 +44,7 @@ from aios_broker.places import Holder
 from aios_broker.queues.exec_sessions import SessionRecord, SessionRecords, spare
 from aios_broker.retry import patiently
 from aios_workers.modules.tool.running import Launch, Sandbox
+from aios_workers.modules.tool.sandbox_files import FileUsage, SandboxLost
 from aios_workers.modules.tool.sessions.files import (
     MOST_DEPTH,
     MOST_SEEN,
@@ -55,10 +59,11 @@ from aios_workers.modules.tool.sessions.session_process import (
     SessionProcess,
     SessionRun,
 )
-from aios_workers.modules.tool.workspace.folder import clear, remove
+from aios_workers.modules.tool.workspace.folder import remove
 from aios_workers.modules.tool.workspace.session_files import SessionFiles
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 LOOK_S = 0.5  # between two looks at what sessions use
 MOST_WAITING = 16  # runs of one session
@@ -81,7 +86,7 @@ class Session:
     owner: Owner
     asked: ExecOpen
     process: SessionProcess
-    folder: Path
+    folder: Path  # where it works, as it sees it
     files: SessionFiles  # in the folder
     shown: ExecSession
     used_s: float  # by the loop's clock
@@ -175,11 +180,20 @@ class SessionHost:
         self._place.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = Path(mkdtemp(dir=self._place.workspace))
         files: SessionFiles | None = None
+        process: SessionProcess | None = None
         try:
-            files = SessionFiles(folder, asked.workspace, self._calls, self._comparer)
-            await files.fetch(syscall, asked.limits.file_bytes)
+            files = SessionFiles(folder.parent, asked.workspace, self._calls, self._comparer)
             process = await self._process(asked, folder)
+            files.folder = process.files
+            try:
+                await files.fetch(syscall, asked.limits.file_bytes)
+            except SandboxLost as error:
+                raise ToolUnavailable(
+                    "the interpreter ended before its files were there", remedy="see `aios doctor`"
+                ) from error
         except BaseException:
+            if process is not None:
+                await process.end("it was not opened")
             if files is not None:
                 await files.close()
             await _removed(folder)
@@ -225,7 +239,10 @@ class SessionHost:
             async with session.turn:
                 if not session.process.is_alive:
                     raise await self._lost(session, session.process.reason, told=True)
-                yield session
+                try:
+                    yield session
+                except SandboxLost as error:
+                    raise await self._lost(session, "its interpreter ended", told=True) from error
         finally:
             session.waiting -= 1
 
@@ -255,7 +272,7 @@ class SessionHost:
         calls = SessionCalls(self._calls, syscall, session.asked.tools)
         run = SessionRun(number, asked.code, asked.timeout_s, heard, calls, limits.output_bytes)
         await self._change(session, state="busy", runs=number)
-        before = await asyncio.to_thread(stamps, session.folder)
+        before = await _seen(session, stamps)
         try:
             told = await session.process.run(run)
         except SessionEnded as ended:
@@ -280,7 +297,7 @@ class SessionHost:
             value=told.value,
             rich=told.rich,
             error=error,
-            files=await asyncio.to_thread(made_since, session.folder, before),
+            files=await _seen(session, partial(made_since, before=before)),
             wall_s=round(self._clock() - began_s, 6),
             calls=calls.made,
         )
@@ -298,9 +315,14 @@ class SessionHost:
         async with session.turn:
             self._of(owner, session_id)
             await session.process.end("it was reset")
-            await _emptied(session.folder)
-            await session.files.put_back()
+            await _removed(session.folder)
+            session.folder.mkdir(mode=0o700)
             session.process = await self._process(session.asked, session.folder)
+            session.files.folder = session.process.files
+            try:
+                await session.files.put_back()
+            except SandboxLost as error:
+                raise await self._lost(session, "its interpreter ended", told=True) from error
             session.used_s = self._clock()
             await self._change(session, state="idle", runs=0)
         return session.shown
@@ -411,13 +433,23 @@ async def _removed(folder: Path) -> None:
     await asyncio.to_thread(remove, folder)
 
 
-async def _emptied(folder: Path) -> None:
-    await asyncio.to_thread(clear, folder)
+async def _seen(session: Session, look: Callable[[Path], T]) -> T:
+    """Have a function look at a session's folder."""
+    assert session.process.files is not None
+    return await session.process.files.read("", look)
 
 
 def _reason_of_files(session: Session) -> str:
     limits = session.asked.limits
-    files, size, depth = space_of(session.folder)
+    most, written = FileUsage(limits.file_bytes, MOST_SEEN), session.process.files
+    assert written is not None
+    try:
+        used = written.usage(most)
+        with written.open() as folder:
+            files, size, depth = space_of(folder)
+    except SandboxLost:
+        return ""  # it has ended, and is found so
+    files, size = max(files, used.count), max(size, used.size_bytes)
     if files > MOST_SEEN:
         return f"it had more files than it may: {MOST_SEEN}"
     if depth > MOST_DEPTH:

@@ -22,6 +22,7 @@ from aios_broker.contract.errors import SandboxUnavailable, ToolUnavailable
 from aios_broker.contract.exec import ExecFailure, ExecOpen
 from aios_broker.contract.tools import RunLimits, ToolCard
 from aios_workers.modules.tool.running import Launch, Sandbox, ToolProgram
+from aios_workers.modules.tool.sandbox_files import SandboxFiles
 from aios_workers.modules.tool.sessions.session_calls import MOST_CALLS, SessionCalls
 from aios_workers.modules.tool.sessions.session_line import MOST_BYTES, NoMessage, SessionLine
 from aios_workers.modules.tool.sessions.stubs import kernel_source
@@ -70,6 +71,7 @@ class SessionProcess:
     def __init__(
         self, process: asyncio.subprocess.Process, line: SessionLine, outputs: tuple["_Output", ...]
     ) -> None:
+        self.files: SandboxFiles | None = None  # what it writes, once it is ready
         self.reason = ""  # why it was ended
         self._process = process
         self._line = line
@@ -103,7 +105,8 @@ class SessionProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         outputs = (_Output(), _Output())
         try:
-            process = await _spawned(asked, sandbox, _launch(python, place), theirs, outputs)
+            launch = _launch(python, place)
+            process = await _spawned(asked, sandbox, launch, theirs, outputs)
         except BaseException:
             ours.close()
             for output in outputs:
@@ -117,6 +120,7 @@ class SessionProcess:
         found = cls(process, SessionLine(*await asyncio.open_unix_connection(sock=ours)), outputs)
         try:
             await found._begin(asked)
+            found.files = sandbox.files(launch, process.pid)
         except BaseException:
             await found.end("it did not start")
             raise
@@ -221,6 +225,8 @@ class SessionProcess:
             await asyncio.wait([self._reading])
         for output in self._outputs:
             output.close()
+        if self.files is not None:
+            self.files.close()
 
     def _printed(self, at: int, text: str) -> None:
         run = self._run

@@ -44,7 +44,7 @@ def put(root: Path, path: str, content: bytes) -> None:
                     file.write(content)
                 with contextlib.suppress(FileNotFoundError):
                     if stat.S_ISDIR(_mode(folder, name)):
-                        _take(folder, name)
+                        take_away(folder, name)
                 os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -62,7 +62,7 @@ def take(root: Path, path: str) -> None:
     with opened_root(root) as top, _no_os_errors(path):
         try:
             with below(top, above, restoring=True) as folder:
-                _take(folder, name)
+                take_away(folder, name)
         except (FileNotFoundError, NotADirectoryError):
             return
         for count in range(len(above) - 1, -1, -1):
@@ -86,7 +86,12 @@ def remove(root: Path) -> None:
         root.rmdir()
 
 
-def _take(folder: int, name: str) -> None:
+def take_away(folder: int, name: str) -> None:
+    """Take away what is in an open folder by a name, with all below it; a link is not followed.
+
+    Raises:
+        OSError: Somebody keeps that from being done.
+    """
     try:
         if not stat.S_ISDIR(_mode(folder, name)):
             os.unlink(name, dir_fd=folder)

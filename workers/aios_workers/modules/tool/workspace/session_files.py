@@ -7,6 +7,7 @@ import asyncio
 import base64
 import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -20,6 +21,7 @@ from aios_broker.contract.storage import MAX_CHANGES, Entries, Entry, FileChange
 from aios_broker.contract.syscall import Syscall
 from aios_broker.contract.workspace import ChangedFile, Manifest, WorkspaceChanges
 from aios_broker.places import Holder
+from aios_workers.modules.tool.sandbox_files import SandboxFiles
 from aios_workers.modules.tool.sessions.session_calls import Calls
 from aios_workers.modules.tool.workspace.changes import (
     Change,
@@ -43,18 +45,18 @@ KEEP_BYTES = 16 * 1024**2  # of one look
 class SessionFiles:
     """What was put into one session's folder, and what is there now."""
 
-    def __init__(self, folder: Path, manifest: Manifest, calls: Calls, comparer: Comparer) -> None:
-        """Take the folder, which is there; nothing is put into it yet.
+    def __init__(self, beside: Path, manifest: Manifest, calls: Calls, comparer: Comparer) -> None:
+        """Take where copies are kept; there is no folder yet (`folder` is set when there is).
 
         Raises:
             InvalidPath: What the manifest ignores is no pattern.
         """
-        self._folder = folder
+        self.folder: SandboxFiles | None = None
         self._calls = calls
         self._comparer = comparer
         self._ignore = [normal_pattern(one, "body.workspace.ignore") for one in manifest.ignore]
         self._manifest = manifest
-        self._kept = Path(mkdtemp(prefix="kept-", dir=folder.parent))
+        self._kept = Path(mkdtemp(prefix="kept-", dir=beside))
         self._placed: dict[str, KeptFile] = {}
         self._foreign: dict[str, str] = {}
 
@@ -70,9 +72,14 @@ class SessionFiles:
         self._foreign = listed.foreign
         self._placed = await fetching.read(listed, self._place)
 
+    def _opened(self) -> AbstractContextManager[Path]:
+        assert self.folder is not None
+        return self.folder.open()
+
     def _place(self, placed: KeptFile, content: bytes) -> None:
         self._keep(placed.sha256, content)
-        put(self._folder, placed.path, content)
+        with self._opened() as folder:
+            put(folder, placed.path, content)
 
     def _keep(self, sha256: str, content: bytes) -> None:
         kept = self._kept / sha256
@@ -84,8 +91,9 @@ class SessionFiles:
         await asyncio.to_thread(self._put_back, list(self._placed.values()))
 
     def _put_back(self, placed: Sequence[KeptFile]) -> None:
-        for one in placed:
-            put(self._folder, one.path, (self._kept / one.sha256).read_bytes())
+        with self._opened() as folder:
+            for one in placed:
+                put(folder, one.path, (self._kept / one.sha256).read_bytes())
 
     async def changes(
         self, holder: Holder, session: str, paths: Sequence[str], *, diff: bool
@@ -112,9 +120,11 @@ class SessionFiles:
             MOST_FILE_BYTES,
             KEEP_BYTES,
         )
+        with self._opened() as folder:
+            found = look.at(folder)
         return changes_of(
             self._placed,
-            look.at(self._folder),
+            found,
             ignore=self._ignore,
             paths=paths,
             foreign=self._foreign,
@@ -203,17 +213,22 @@ class SessionFiles:
         except WorkspaceLimit:
             if paths:
                 raise
-            await asyncio.to_thread(clear, self._folder)  # more than can be told
+            await asyncio.to_thread(self._clear)  # more than can be told
             await self.put_back()
             return WorkspaceChanges(session)
         await asyncio.to_thread(self._restore, found.files)
         shown = (replace(one.shown, outcome="restored") for one in found.files)
         return WorkspaceChanges(session, tuple(shown), found.ignored)
 
+    def _clear(self) -> None:
+        with self._opened() as folder:
+            clear(folder)
+
     def _restore(self, found: Sequence[Change]) -> None:
         taken = [one.path for one in found if one.placed is None and one.path]
-        for path in taken:
-            take(self._folder, path)
+        with self._opened() as folder:
+            for path in taken:
+                take(folder, path)
         known = {one.path: one.placed for one in found if one.placed is not None}
         known |= {  # where a link was in the place of its folder
             path: placed
