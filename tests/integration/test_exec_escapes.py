@@ -288,6 +288,13 @@ USED_UP = {
     "processor": ("while True: pass", "CpuLimit", ""),
     "shared memory": (FILL.format("/dev/shm"), "OSError", "No space left"),
     "scratch": (FILL.format("/tmp"), "OSError", "No space left"),
+    "its folder": (FILL.format("."), "OSError", "No space left"),
+    "files without a name": (
+        "import os\nheld = []\nfor n in range(90):\n    held.append(open('x', 'wb', 0))\n"
+        "    os.unlink('x')\n    if held[-1].write(b'x' * 10**5) < 10**5: held[-1].write(b'x')",
+        "OSError",
+        "No space left",
+    ),
     "one file": ("open('x', 'wb').write(b'x' * 10**7)", "OSError", "File too large"),
     "descriptors": ("kept = [open('/dev/null') for _ in range(5000)]", "OSError", "Too many open"),
     "addresses": ("x = bytearray(2 * 10**9)", "MemoryError", ""),

@@ -32,7 +32,7 @@ from aios_workers.modules.tool.kept_process import KeptProcess
 from aios_workers.modules.tool.made_files import made_files
 from aios_workers.modules.tool.removal import remove_tree
 from aios_workers.modules.tool.running import Sandbox, ToolCall, ToolProgram
-from aios_workers.modules.tool.sandbox_files import SandboxLost
+from aios_workers.modules.tool.sandbox_files import SPARE_BYTES, SandboxLost
 from aios_workers.modules.tool.stored_files import MOST_LAID_BYTES
 from aios_workers.modules.tool.tool_process import ToolProcess
 
@@ -327,11 +327,12 @@ def _beyond(limit: str, program: ToolProgram) -> KernelError:
 
 
 def _most_written(card: ToolCard) -> int:
-    """Return the most that an agent's calls of a tool write that run at the same time."""
+    """Return the most that an agent's calls of a tool write that run at the same time, and more."""
     parallel = card.parallel
     limits = (SHARES.of_agent, parallel.tool, parallel.agent, parallel.tenant)
     laid_bytes = MOST_LAID_BYTES if card.files else 0
-    return min(limit for limit in limits if limit) * (card.limits.file_bytes + laid_bytes)
+    calls = min(limit for limit in limits if limit)
+    return calls * (card.limits.file_bytes + laid_bytes) + SPARE_BYTES
 
 
 async def _removed(folder: Path) -> None:

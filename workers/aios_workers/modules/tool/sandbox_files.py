@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from aios_workers.modules.tool.removal import remove_below
 
-SPARE_BYTES = 1024**2  # that a folder takes beyond its limit: so that who met it is told
+SPARE_BYTES = 1024**2  # that a tool's folder takes beyond its limit: so that who met it is told
 SCRATCH = ("/tmp", "/dev/shm")  # that it has beside its workspace
 BLOCK_BYTES = 512  # of which a file's size on the disk is told
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC

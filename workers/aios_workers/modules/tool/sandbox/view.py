@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from aios_workers.modules.tool.running import Launch
-from aios_workers.modules.tool.sandbox_files import SCRATCH, SPARE_BYTES
+from aios_workers.modules.tool.sandbox_files import SCRATCH
 
 USER = "65534"  # nobody
 # Of the system: programs and libraries, and what they look up there. No accounts, no settings.
@@ -58,8 +58,7 @@ def arguments(launch: Launch, hidden: Sequence[Path], scratch_bytes: int) -> lis
         if any(path.is_relative_to(each) for each in bound):
             found += _covered(path, read)
     workspace = str(launch.workspace)
-    written_bytes = (launch.written_bytes or scratch_bytes) + SPARE_BYTES
-    found += _in_memory(workspace, written_bytes, "0700")
+    found += _in_memory(workspace, launch.written_bytes or scratch_bytes, "0700")
     found += ["--chdir", workspace]
     found += ["--remount-ro", "/dev", "--remount-ro", "/", "--clearenv"]
     for name, value in launch.environ.items():
