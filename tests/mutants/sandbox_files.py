@@ -90,7 +90,8 @@ SANDBOX_FILES_MUTANTS = (
         "sandbox files: a link in a folder's place is not followed",
         FOLDER + "removal.py",
         "                take_away(opened, name)\n",
-        "                for at, _, _ in os.walk(parent / name):\n                    os.chmod(at, 0o700)\n"
+        "                for at, _, _ in os.walk(parent / name):\n"
+        "                    os.chmod(at, 0o700)\n"
         "                take_away(opened, name)\n",
         TEST + "::test_a_link_in_the_place_of_its_folder_is_not_followed",
     ),
