@@ -169,9 +169,9 @@ WORKER_MUTANTS = (
     ),
     Mutant(
         "SGLang: a schema may pass over its keywords",
-        "workers/aios_workers/llm/cores/sglang/request.py",
-        '{**defaults, **own, **overrides, "lenient": False}',
-        '{**defaults, "lenient": False, **own, **overrides}',
+        "workers/aios_workers/llm/schemas.py",
+        '{**_style(found.get("x-guidance")), **escapes, "lenient": False}',
+        '{"lenient": False, **(found.get("x-guidance") or {}), **escapes}',
         SGLANG_FORMS_TEST,
     ),
     Mutant(

@@ -93,7 +93,7 @@ def _guided(schema: str, defaults: Mapping[str, object], overrides: Mapping[str,
     """Return a schema, as text, that says itself how its JSON is written."""
     values = json.loads(schema)
     own = values.get("x-guidance") or {}
-    return _dumped({**values, "x-guidance": {**defaults, **own, **overrides, "lenient": False}})
+    return _dumped({**values, "x-guidance": {**defaults, **own, **overrides}})
 
 
 def _dumped(value: object) -> str:
