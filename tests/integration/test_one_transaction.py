@@ -173,6 +173,19 @@ async def test_many_at_once_need_no_second_connection(scene: StateScene) -> None
     assert time.monotonic() - began_s < SERVICE_TIMEOUT_S
 
 
+async def test_a_block_is_opened_before_the_change_and_not_within(
+    watched: tuple[StateScene, Watch],
+) -> None:
+    """A transaction that waits for a second one holds a connection meanwhile."""
+    scene, watch = watched
+    await scene.ask("ann", MemoryAdd("a note"))
+    await lose_blocks(scene)
+    log = watch()
+    await scene.ask("ann", MemoryAdd("another note"))
+    edges = [each for each in log.statements() if each in ("begin", "commit")]
+    assert edges == ["begin", "commit", "begin", "commit"]
+
+
 async def test_a_change_opens_no_block(watched: tuple[StateScene, Watch]) -> None:
     """Where Redis has lost the block, its notes are changed without it: the next read opens it."""
     scene, watch = watched

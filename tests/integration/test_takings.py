@@ -22,6 +22,7 @@ from aios_broker.contract.storage import (
     StorageMove,
     StorageOperate,
     StorageRead,
+    StorageUnshare,
     StorageWrite,
 )
 from aios_broker.contract.syscall import Body, Syscall
@@ -156,6 +157,16 @@ async def test_no_side_door_is_open_where_a_deletion_waits(scene: StateScene) ->
     assert (await scene.ask("ann", MemoryGet(note.id))).content == "the only copy of the contract"
     read = await scene.ask("ann", StorageRead("ledger/books.csv"))
     assert read.content == "ten years of accounts"
+
+
+async def test_links_that_go_with_the_grants_are_written_down(
+    scene: StateScene, host: Path
+) -> None:
+    await lawless_world(scene, host, 0)
+    syscall = scene.syscall("ann", StorageUnshare("/linked.txt"))
+    await scene.run(syscall)
+    told = (await audited(scene, syscall.id))["by rule"]
+    assert {each.kind for each in told} == {"grants", "links"}
 
 
 @pytest.mark.timeout(600)
