@@ -149,6 +149,16 @@ async def test_turns_find_their_place_where_there_are_others(scene: StateScene) 
     assert [(row.content, row.turn) for row in rows] == [("a", 1), ("b", 2), ("c", 3)]
 
 
+async def test_a_turn_whose_place_another_one_has_begins_a_conversation(scene: StateScene) -> None:
+    for text in ("a", "b"):
+        await scene.ask("ann", MemoryLog("user", text))
+    second = (await records_of(scene, "ann"))[1]
+    other = msgspec.structs.replace(second, id="ab" * 16, content="also after a")
+    assert await scene.ask("ann", MemoryRestore((other,))) == Restored(added=1)
+    rows = await scene.rows("SELECT content, turn FROM note ORDER BY turn")
+    assert [tuple(row) for row in rows] == [("a", 1), ("b", 2), ("also after a", 4)]
+
+
 async def test_two_that_restore_the_same_at_once_add_it_once(scene: StateScene) -> None:
     await scene.known("ann")
     records = tuple(NoteRecord(f"note {number}", str(number)) for number in range(20))

@@ -49,7 +49,7 @@ NOTE_MUTANTS = (
         f"{MEMORY}/records.py",
         "is_free = before == last or not await self._is_taken(work, (program, before + 1))",
         "is_free = True",
-        f"{RECORDS_TEST}::test_turns_find_their_place_where_there_are_others",
+        f"{RECORDS_TEST}::test_a_turn_whose_place_another_one_has_begins_a_conversation",
     ),
     Mutant(
         "notes: an export ends with its first page",

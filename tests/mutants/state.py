@@ -122,7 +122,7 @@ STATE_MUTANTS = (
         "workers/aios_workers/modules/storage/files.py",
         "for row in rows if row.opens):",
         "for row in rows if False):",
-        TAKINGS_TEST,
+        TAKINGS_TEST + "::test_links_that_go_with_the_grants_are_written_down",
     ),
     Mutant(
         "what a plan makes in a tree is asked about for ever",
