@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from aios_broker.contract.syscall import MAX_LEVELS
+from aios_kernel_api import server
 from tests.api_scene import ApiScene, bearer, serving
 from tests.integration.test_api_syscalls import SLOW, echo, problem
 from tests.waiting import wait_until_async
@@ -370,3 +371,30 @@ async def test_a_client_that_does_not_read_is_cut_off(api: ApiScene) -> None:
             await reader.readexactly(16 * 900_000)
         writer.close()
         assert (await client.post("/v1/syscalls", json=echo())).is_success
+
+
+async def test_a_client_that_reads_too_slowly_is_cut_off_although_it_reads(
+    api: ApiScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is counted in all: it does not begin anew with each piece that was read."""
+    monkeypatch.setattr(server, "LEAST_RATE", 1e12)  # what is read is worth no time
+    sent = msgspec.json.encode([echo("x" * 900_000) for _ in range(16)])
+    async with serving(api.redis_url, api.database_url, api_slow_client_s=1.0) as served:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # only before it connects
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, where(served.url))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
+        writer.write(
+            b"POST /v1/syscalls?wait_s=20 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer "
+            + api.token().encode()
+            + b"\r\ncontent-length: %d\r\n\r\n" % len(sent)
+            + sent
+        )
+        size_bytes = 0
+        with suppress(ConnectionError):
+            while part := await asyncio.wait_for(reader.read(65_536), 25):
+                size_bytes += len(part)
+                await asyncio.sleep(0.02)  # a pace, and no wait for anything
+        writer.close()
+    assert 0 < size_bytes < 16 * 900_000

@@ -86,6 +86,13 @@ API_MUTANTS = (
         BORDER_TEST,
     ),
     Mutant(
+        "a reader's time begins anew with each piece",
+        SERVER,
+        "left_s = self._patience_s - (self.loop.time() - self._paused_s)",
+        "left_s = self._patience_s",
+        BORDER_TEST,
+    ),
+    Mutant(
         "a syscall ends when nobody waits for it",
         SYSCALLS,
         "    with kernel.holding(pending):\n        await pending.taken()\n",
