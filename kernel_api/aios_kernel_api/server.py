@@ -169,7 +169,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._slow_write is None:
             self._paused_s = self.loop.time()
             self._slow_write = self.loop.call_later(self._patience_s, self._reader_is_late)
-        state = self.scope.get("state") if self.scope else None
+        # The type leaves out that there is no scope before the first request.
+        state = self.scope.get("state") if self.scope else None  # type: ignore[redundant-expr]
         if state is None or "caller" not in state:
             self.waiting.take_out(self)
             self.waiting.unread[self] = None

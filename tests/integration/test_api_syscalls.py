@@ -201,6 +201,7 @@ def test_who_waits_hears_that_it_waits_for_a_person(api: ApiScene) -> None:
             return found if found["state"] == "parked" else None
 
         parked = wait_until(is_parked)
+        assert parked is not None
         listed = client.post("/v1/syscalls", params={"wait_s": 0.05}, json=[clear, echo()])
         at = f"/v1/syscalls/{parked['id']}"
         shown = client.get(at)
