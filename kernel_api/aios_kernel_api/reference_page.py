@@ -1,6 +1,6 @@
 """The reference as a page: the description of the API, as HTML without scripts or foreign hosts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -11,13 +11,21 @@ STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 :root { --faint: color-mix(in srgb, currentColor 10%, transparent); }
 body { margin: 0 auto; max-width: 62rem; padding: 1rem; }
-nav ul { columns: 2; list-style: none; padding: 0; }
-code, pre { font: 0.875rem/1.5 ui-monospace, monospace; }
-pre { overflow-x: auto; padding: 0.75rem; background: var(--faint); }
+nav ul { columns: 22rem; list-style: none; padding: 0; }
+code, pre { font: 0.875rem/1.5 ui-monospace, monospace; overflow-wrap: anywhere; }
+pre { white-space: pre-wrap; padding: 0.75rem; background: var(--faint); }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.75rem 0.25rem 0; }
 section { border-top: 1px solid var(--faint); padding-top: 1rem; }
 .method { font-weight: 700; }
+@media (max-width: 45rem) {
+  table, tbody, tr, td { display: block; }
+  tr:first-child { display: none; }
+  tr { padding: 0.4rem 0; border-bottom: 1px solid var(--faint); }
+  td { padding: 0; overflow-wrap: anywhere; }
+  td:empty { display: none; }
+  td[data-label]::before { content: attr(data-label) ": "; opacity: 0.7; }
+}
 """
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; base-uri 'none'; "
@@ -100,10 +108,13 @@ def _response(response: tuple[str, Json]) -> tuple[str, str, str]:
     return escape(status), _words(said["description"]), "<br>".join(bodies)
 
 
-def _table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    yield "<table><tr>" + "".join(f"<th>{escape(each)}</th>" for each in titles) + "</tr>"
-    for row in rows:
-        yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    heads = [escape(each) for each in titles]
+    yield "<table><tr>" + "".join(f"<th>{each}</th>" for each in heads) + "</tr>"
+    for first, *others in rows:
+        labelled = zip(heads[1:], others, strict=True)  # a narrow screen shows no heads
+        cells = "".join(f'<td data-label="{head}">{cell}</td>' for head, cell in labelled)
+        yield f"<tr><td>{first}</td>{cells}</tr>"
     yield "</table>"
 
 

@@ -79,6 +79,26 @@ def test_ten_tabs_of_one_login_all_follow(api: ApiScene, browser: Browser) -> No
         context.close()
 
 
+def test_two_tabs_follow_the_slots_and_a_third_says_why_it_does_not(
+    api: ApiScene, browser: Browser
+) -> None:
+    context = browser.new_context()
+    context.add_cookies([{"name": COOKIE, "value": api.operator, "url": api.url}])
+    try:
+        pages = [context.new_page() for _ in range(3)]
+        for page in pages[:2]:
+            page.goto(f"{api.url}/slots")
+            expect(page.locator("#charts-now")).to_contain_text("running")
+        third = pages[2]
+        third.goto(f"{api.url}/slots")
+        expect(third.get_by_text("Two other tabs")).to_be_visible()
+        pages[0].close()
+        expect(third.locator("#charts-now")).to_contain_text("running")
+        expect(third.get_by_text("Two other tabs")).to_be_hidden()
+    finally:
+        context.close()
+
+
 def test_the_clock_of_the_browser_does_not_matter(api: ApiScene, browser: Browser) -> None:
     with visit(browser, api, api.operator, "/?agent=wrong-clock&tenant=acme") as page:
         page.clock.install(time="1999-12-31T23:59:59")
@@ -164,5 +184,7 @@ def test_behind_a_proxy_that_holds_streams_back_it_asks_instead(
                 page.goto(f"{url}/?agent=behind-proxy&tenant={ACME}")
             agent.post("/v1/syscalls", json={"body": {"type": "tool.echo"}, "program": "asked-for"})
             expect(page.get_by_role("row").filter(has_text="asked-for")).to_be_visible()
+            page.goto(f"{url}/slots")
+            expect(page.get_by_text("holds its stream back")).to_be_visible()
         finally:
             context.close()

@@ -20,7 +20,7 @@ from tests.page_scene import logged_in, send_form
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
-READY_S = 30.0  # a tool is loaded, a session opened
+READY_S = 60.0  # a tool is loaded, a session opened, also where the machine is busy
 FUNCTIONS = '''
 import os, time
 from aios_sdk import NetworkRule, ParallelLimits, RunLimits, tool

@@ -8,10 +8,34 @@ BROWSER_TEST = "tests/integration/test_page_browser.py"
 BULK_TEST = "tests/integration/test_page_bulk.py"
 TOOLS_TEST = "tests/integration/test_page_tools.py"
 VIEWS_OF_TOOLS = "broker/aios_broker/views/tools.py"
+EVERY_VIEW_TEST = "tests/integration/test_page_every_view.py"
 TEXT_TEST = "tests/unit/test_page_decisions.py"
+NARROW_TEST = "test_on_a_narrow_screen_nothing_scrolls_sideways_and_cells_say_what_they_are"
 APPROVALS = "kernel_api/aios_kernel_api/page/decisions/approvals.py"
 
 PAGE_MUTANTS = (
+    Mutant(
+        "each tab takes a connection for the slots",
+        "kernel_api/aios_kernel_api/page/static/slots.js",
+        'await permitted("slots", STREAMS)',
+        "() => {}",
+        "tests/integration/test_page_readers.py"
+        "::test_two_tabs_follow_the_slots_and_a_third_says_why_it_does_not",
+    ),
+    Mutant(
+        "tables scroll sideways on a narrow screen",
+        "kernel_api/aios_kernel_api/page/static/page.css",
+        "@media (max-width: 60rem) {",
+        "@media (max-width: 6rem) {",
+        f"{EVERY_VIEW_TEST}::{NARROW_TEST}",
+    ),
+    Mutant(
+        "a number on a narrow screen has the word of another column",
+        "kernel_api/aios_kernel_api/page/templates/runs/timeline.html",
+        'data-label="Waited"',
+        'data-label="Ran"',
+        f"{EVERY_VIEW_TEST}::{NARROW_TEST}",
+    ),
     Mutant(
         "anybody's last error of a tool is told",
         VIEWS_OF_TOOLS,

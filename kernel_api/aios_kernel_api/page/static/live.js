@@ -5,6 +5,7 @@
 
 import { isLoggedIn, loggedOut } from "./login.js";
 import { morph } from "./morph.js";
+import { permitted } from "./streams.js";
 import "./ticks.js";
 
 const SETTLE_MS = 150; // parts scroll in and out of view
@@ -12,7 +13,7 @@ const OPENS_MS = 5_000; // the server says something at once: a stream without t
 const SILENT_MS = 15_000; // the server says something every 5 s: a stream that does not is held up
 const POLL_MS = 2_000; // in place of a stream that does not get through
 const AGAIN_MS = 2_000;
-const STREAMS = 3; // of all tabs: a browser opens six connections to a host, and loads pages by those, too
+const STREAMS = 3; // of all tabs; the others ask instead
 
 const banner = document.getElementById("connection");
 const inView = new Set();
@@ -59,19 +60,6 @@ function close() {
   release?.();
   release = null;
   opened = "";
-}
-
-// Resolves to what gives the stream back; null: other tabs have all of them, so this one asks instead.
-function permitted(number = 0) {
-  if (!navigator.locks) return Promise.resolve(() => {}); // there only on this machine, or by TLS
-  if (number === STREAMS) return Promise.resolve(null);
-  return new Promise((resolve) => {
-    navigator.locks.request(`aios-stream-${number}`, { ifAvailable: true }, (lock) => {
-      if (lock) return new Promise((free) => resolve(free)); // held until then
-      resolve(permitted(number + 1));
-      return undefined;
-    });
-  });
 }
 
 function heard(patienceMs = SILENT_MS) {
@@ -161,7 +149,7 @@ async function restart() {
   if (!addresses.length) return;
   opened = addresses.join("\n");
   const mine = turn;
-  const free = isHeldUp ? null : await permitted();
+  const free = isHeldUp ? null : await permitted("stream", STREAMS);
   if (mine !== turn) {
     free?.();
   } else if (free) {

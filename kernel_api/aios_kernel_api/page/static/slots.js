@@ -4,9 +4,16 @@
 // drawn and no stream is open while the tab is hidden.
 
 import { Picture } from "./gantt.js";
+import { permitted } from "./streams.js";
 
 const MOST_POINTS = 600;
 const AGAIN_MS = 2_000;
+const SILENT_MS = 5_000; // the server says something four times a second: a stream that does not is held up
+const STREAMS = 2; // of all tabs
+const HELD_UP =
+  "No slices come: something between this page and the kernel holds its stream back. Queues and workers has the same as lists.";
+const ELSEWHERE =
+  "Two other tabs of this browser follow the slots; this one goes on when one of them is closed or hidden.";
 const TICKS_S = [1, 5, 10, 30, 60, 120, 300];
 
 const root = document.getElementById("slots");
@@ -17,6 +24,9 @@ const picture = new Picture(document.getElementById("gantt"), {
 const points = { at: [], tokens: [], running: [], waiting: [], oldest: [] };
 const charts = [];
 let stream = null;
+let release = null; // lets another tab have this one's stream
+let silence = 0;
+let turn = 0; // what was begun in an earlier one is of no interest
 let again = 0;
 let leftOut = 0;
 
@@ -96,6 +106,8 @@ function sampled(samples) {
 }
 
 function heard(news) {
+  listen();
+  put("slots-still", "");
   if (news.is_new) {
     picture.clear();
     leftOut = 0;
@@ -107,20 +119,43 @@ function heard(news) {
   put("gantt-left-out", leftOut ? `${leftOut} short slices were too many to be drawn.` : "");
 }
 
+function listen() {
+  clearTimeout(silence);
+  silence = setTimeout(() => put("slots-still", HELD_UP), SILENT_MS);
+}
+
 function close() {
+  turn += 1;
   clearTimeout(again);
+  clearTimeout(silence);
   stream?.close();
   stream = null;
+  release?.();
+  release = null;
   picture.stop();
 }
 
-function open() {
+async function open() {
   close();
   if (document.hidden) return;
+  const mine = turn;
+  const free = await permitted("slots", STREAMS);
+  if (mine !== turn) {
+    free?.();
+    return;
+  }
+  if (!free) {
+    put("slots-still", ELSEWHERE);
+    again = setTimeout(open, AGAIN_MS);
+    return;
+  }
+  release = free;
   picture.start();
+  listen();
   stream = new EventSource(`/slots/events?module=${encodeURIComponent(root.dataset.module)}`);
   stream.addEventListener("slices", (event) => heard(JSON.parse(event.data)));
   stream.addEventListener("error", () => {
+    clearTimeout(silence); // the line above says that the kernel is away
     if (stream?.readyState === EventSource.CLOSED) again = setTimeout(open, AGAIN_MS);
   });
   stream.addEventListener("over", close);
