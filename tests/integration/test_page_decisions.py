@@ -230,6 +230,7 @@ def test_tokens_that_are_over_are_folded_and_counted(api: ApiScene) -> None:
         first, older, over = shown.split("<details><summary>")[-3:]
         first = first.partition("<h2>Tokens</h2>")[2]
         assert first.count("for ever") == TOKENS_SHOWN
+        assert "acme/the operator" not in first
         assert older.startswith("2 older ones that are good<")
         assert older.count("for ever") == 2
         assert over.startswith("3 that are over<")

@@ -146,7 +146,7 @@ def test_a_tool_says_what_it_may_and_why_it_cannot_be_called(api: ApiScene, tool
         assert "cannot be loaded" in listed
         detail = person.get("/tools/page/send").text
         assert "yes: a person is asked before it runs" in detail
-        assert '<td class="wide">/v1</td>' in detail
+        assert 'data-label="Paths begin with">/v1</td>' in detail
         assert "It cannot be called:" in person.get("/tools/page/missing").text
         assert person.get("/tools/page/never").status_code == 404
         assert person.get("/tools/nonsense").status_code == 400
