@@ -4,26 +4,13 @@ import html
 import re
 
 import httpx
-import psycopg
 import pytest
 
 from aios_kernel_api.page.decisions.agents import TOKENS_SHOWN
-from aios_kernel_api.page.decisions.approvals import PAGE_LENGTH
 from tests.api_scene import ACME, ApiScene
 from tests.integration.test_api_views import ended, items, waiting_approval
 from tests.page_scene import logged_in, send_form
 
-MANY = 10_000
-_MANY_PARKED = """
-    INSERT INTO approval (id, tenant_id, agent_id, job_id, module, kind, operation, arguments,
-                          arguments_sha256, asked_sha256, what, objects, state, expires_at)
-    SELECT md5(a.name || n), a.tenant_id, a.id, md5('job' || a.name || n), 'storage',
-           'storage.delete', 'delete', '{}', md5(a.name || n), md5(a.name || n),
-           'delete /' || a.name || '/' || n || '.md', '[]', 'waiting', now() + interval '1 day'
-      FROM agent a JOIN tenant t ON t.id = a.tenant_id,
-           (SELECT %s AS tenant, %s AS agent, generate_series(1, %s) AS n) AS asked
-     WHERE t.name = asked.tenant AND a.name = asked.agent
-"""
 HOSTILE = "<script>alert(1)</script> \u202ecod.exe"
 
 
@@ -132,26 +119,6 @@ def test_approvals_are_seen_by_whose_they_are(api: ApiScene) -> None:
             assert person.get(f"/approvals/of/{one['syscall_id']}").status_code == 404
             assert send_form(person, f"{path}/deny").status_code == 404
             assert one["id"] not in person.get("/approvals").text
-
-
-def test_ten_thousand_parked_calls_of_one_hide_nobody_elses(api: ApiScene) -> None:
-    tenant, many, one = "parks", "parks-many", "parks-one"
-    for name in (many, one):
-        with api.client(api.token(name, tenant)) as agent:
-            ended(agent, {"type": "access.whoami"})
-    with psycopg.connect(api.database_url.replace("+psycopg", "")) as connection:
-        connection.execute(_MANY_PARKED, (tenant, many, MANY))
-        connection.execute(_MANY_PARKED, (tenant, one, 1))
-    boss = api.token("parks-boss", tenant, scope="administrator")
-    with logged_in(api, boss) as person:
-        pages = [person.get("/approvals").text]
-        for _ in range(2):
-            [further] = re.findall(r'rel="next" href="([^"]+)"', pages[-1])
-            pages.append(person.get(html.unescape(further)).text)
-        shown = [re.findall(r'id="approval-([0-9a-f]{32})"', text) for text in pages]
-        assert [len(each) for each in shown] == [PAGE_LENGTH] * 3
-        assert len(set().union(*shown)) == 3 * PAGE_LENGTH
-        assert "delete /parks-one/1.md" in pages[0]
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def approval(api: ApiScene, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             going.append(agent.post("/v1/syscalls", json={"body": CHAT, "program": program}))
             assert going[-1].status_code in (200, 202), going[-1].text
             agent.post("/v1/syscalls?wait_s=20", json={"body": SHORT, "program": program})
-        failed(agent, "broken")
+        failed(agent, "has-broken")
         for body in ({"type": "tool.call", "tool": "page/fail"}, {"type": "exec.open"}):
             agent.post("/v1/syscalls?wait_s=30", json={"body": body, "program": "paper"})
         asked = [asked_to_delete(agent, f"/plans/{name}.md") for name in ("old", "older")]
