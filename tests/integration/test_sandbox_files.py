@@ -142,7 +142,7 @@ async def scene(tmp_path: Path, bubblewrap: Bubblewrap) -> AsyncIterator[Scene]:
     before = len(os.listdir("/proc/self/fd"))
     async with AsyncExitStack() as stack:
         yield await opened(tmp_path, bubblewrap, stack)
-    await wait_until_async(lambda: len(os.listdir("/proc/self/fd")) <= before)
+    await wait_until_async(lambda: len(os.listdir("/proc/self/fd")) <= before, 60)
     assert not (tmp_path / "work" / "calls").exists()
 
 
@@ -180,7 +180,7 @@ async def test_linux_refuses_it_before_anybody_looks(
             most = max(most, scene.files().usage(MOST).size_bytes)
         return call.done()
 
-    await wait_until_async(seen)
+    await wait_until_async(seen, 60)
     with pytest.raises(ToolLimit):
         await call
     assert most <= SHARED_LIMIT + 2 * LIMIT
@@ -282,7 +282,7 @@ def test_a_sandbox_that_ends_while_it_is_looked_at_is_not_an_empty_one(
             return True
         return False
 
-    wait_until(is_lost, 10)
+    wait_until(is_lost, 60)
 
 
 async def test_what_is_looked_at_is_closed_when_that_has_ended(
