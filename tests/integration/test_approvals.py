@@ -17,7 +17,6 @@ from aios_broker.contract.access import (
     AccessRules,
     AccessSetRule,
     Approval,
-    ApprovalState,
 )
 from aios_broker.contract.errors import (
     AccessDenied,
@@ -41,8 +40,6 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_broker.contract.syscall import Body, Syscall, new_id
-from aios_broker.queues.control import Control
-from aios_broker.views.settings import decide_as_operator
 from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.state_handler import tidy
 from tests.state_scene import OPERATOR, StateScene
@@ -311,28 +308,6 @@ async def test_an_approval_that_was_given_and_expired_is_worthless(scene: StateS
     with pytest.raises(ApprovalExpired):
         await scene.run(syscall)
     assert await is_there(scene)
-
-
-@pytest.mark.parametrize("state", ["approved", "denied"])
-async def test_nobody_decides_about_what_has_ended_meanwhile(
-    scene: StateScene, state: ApprovalState
-) -> None:
-    await scene.allow("boss", "decide")
-    syscall = await asked_to_delete(scene)
-    waiting = await scene.approval_of(syscall.id)
-    control = Control(scene.services.functions, scene.services.keys)
-    await scene.cancel(syscall)
-
-    with pytest.raises(ApprovalExpired, match="syscall has ended") as by_operator:
-        await decide_as_operator(scene.store, control, waiting.id, OPERATOR.name, Decision(state))
-    body = AccessApprove(waiting.id) if state == "approved" else AccessDeny(waiting.id)
-    with pytest.raises(ApprovalExpired, match="syscall has ended"):
-        await scene.ask("boss", body)
-
-    assert by_operator.value.field == "approval"
-    assert (await scene.approval_of(syscall.id)).state == "waiting"  # nothing of it was kept
-    decisions = "SELECT 1 FROM audit WHERE action LIKE 'approval.%%' AND action <> %s"
-    assert not await scene.rows(decisions, "approval.asked")
 
 
 async def test_of_two_approvers_at_once_one_decides(scene: StateScene) -> None:

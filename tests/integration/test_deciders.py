@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from aios_broker.access.requests import Decision
 from aios_broker.contract.access import (
     AccessApprove,
     AccessAudit,
@@ -16,6 +17,7 @@ from aios_broker.contract.access import (
     AccessRegister,
     AccessRevoke,
     AccessSetRule,
+    ApprovalState,
     ObjectRef,
 )
 from aios_broker.contract.errors import AccessDenied, ApprovalExpired, NotFound
@@ -23,8 +25,10 @@ from aios_broker.contract.names import Verb
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
 from aios_broker.contract.syscall import Body, Syscall
 from aios_broker.contract.tokens import digest, new_token
+from aios_broker.queues.control import Control
+from aios_broker.views.settings import decide_as_operator
 from aios_workers.approvals.service import NeedsApproval
-from tests.state_scene import StateScene
+from tests.state_scene import OPERATOR, StateScene
 
 
 async def asks(scene: StateScene, agent: str, body: Body) -> Syscall:
@@ -262,3 +266,24 @@ async def test_the_audit_log_says_what_was_edited(tenant: StateScene) -> None:
         "path": {"asked": "old", "runs": "/old/b.txt"},
         "recursive": {"asked": True, "runs": None},
     }
+
+
+@pytest.mark.parametrize("state", ["approved", "denied"])
+async def test_nobody_decides_about_what_has_ended_meanwhile(
+    tenant: StateScene, state: ApprovalState
+) -> None:
+    syscall = await asks(tenant, "ann", StorageDelete("a.txt"))
+    waiting = await tenant.approval_of(syscall.id)
+    control = Control(tenant.services.functions, tenant.services.keys)
+    await tenant.cancel(syscall)
+
+    with pytest.raises(ApprovalExpired, match="syscall has ended") as by_operator:
+        await decide_as_operator(tenant.store, control, waiting.id, OPERATOR.name, Decision(state))
+    body = AccessApprove(waiting.id) if state == "approved" else AccessDeny(waiting.id)
+    with pytest.raises(ApprovalExpired, match="syscall has ended"):
+        await tenant.ask("judge", body)
+
+    assert by_operator.value.field == "approval"
+    assert (await tenant.approval_of(syscall.id)).state == "waiting"  # nothing of it was kept
+    decisions = "SELECT 1 FROM audit WHERE action LIKE 'approval.%%' AND action <> %s"
+    assert not await tenant.rows(decisions, "approval.asked")

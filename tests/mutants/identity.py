@@ -2,7 +2,6 @@
 
 from tests.mutants.catalogue import Mutant
 
-APPROVALS_TEST = "tests/integration/test_approvals.py"
 DECIDERS_TEST = "tests/integration/test_deciders.py"
 ACCESS_TEST = "tests/integration/test_access.py"
 MOUNT_TEST = "tests/integration/test_storage_mounts.py"
@@ -85,14 +84,14 @@ IDENTITY_MUTANTS = (
         "broker/aios_broker/views/settings.py",
         "        await check_alive(control, decided)\n",
         "",
-        APPROVALS_TEST,
+        DECIDERS_TEST,
     ),
     Mutant(
         "an agent decides about what has ended",
         "workers/aios_workers/modules/access/operations.py",
         "    await requests.check_alive(Control(services.functions, services.keys), approval)\n",
         "",
-        APPROVALS_TEST,
+        DECIDERS_TEST,
     ),
     Mutant(
         "agents edit as they like",
