@@ -194,11 +194,11 @@ def test_who_waits_hears_that_it_waits_for_a_person(api: ApiScene) -> None:
         clear = {"body": {"type": "memory.clear"}, "key": "clears"}
         client.post("/v1/syscalls", json=clear).raise_for_status()
 
-        def is_parked() -> dict[str, Any] | None:
+        def is_parked() -> dict[str, Any]:
             taken = client.post("/v1/syscalls", params={"wait_s": 0.05}, json=clear)
             assert taken.status_code == 202, taken.text
             found: dict[str, Any] = taken.json()
-            return found if found["state"] == "parked" else None
+            return found if found["state"] == "parked" else {}
 
         parked = wait_until(is_parked)
         assert parked is not None
