@@ -166,16 +166,14 @@ def approval(api: ApiScene, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def _of_long_names(client: httpx.Client) -> None:
     """Have an agent do one of each thing, by names as long as names may be."""
     asked_to_delete(client, LONG_PATH)
-    for body in (
-        {"type": "access.group_create", "group": LONG_GROUP},
-        {
-            "type": "access.grant",
-            "object": {"kind": "file", "name": LONG_PATH},
-            "group": LONG_GROUP,
-            "verbs": ["read"],
-        },
-    ):
-        ended(client, body)
+    ended(client, {"type": "access.group_create", "group": LONG_GROUP})
+    grant: dict[str, object] = {
+        "type": "access.grant",
+        "object": {"kind": "file", "name": LONG_PATH},
+        "group": LONG_GROUP,
+        "verbs": ["read"],
+    }
+    ended(client, grant)
     failing = {"body": {"type": "tool.call", "tool": "page/fail"}, "program": LONG_NAME}
     client.post("/v1/syscalls?wait_s=30", json=failing)
 
