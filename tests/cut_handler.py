@@ -24,8 +24,9 @@ from aios_broker.queues.records import Lease, PolicyRow, SliceUse, SliceVerdict
 from aios_broker.redis.connection import Answer, Argument
 from aios_workers.llm.core import Constraint, Core
 from aios_workers.llm.handler import LlmHandler
-from aios_workers.runtime.executor import Done, Outcome, Run, Suspended
+from aios_workers.runtime.executor import Done, Outcome, Suspended
 from aios_workers.runtime.kernel import Kernel, SliceEnds, StreamSender
+from aios_workers.runtime.runs import Run
 
 SYSCALL_ID = "5eed" * 8
 SLICE_LIMIT_S = 30.0

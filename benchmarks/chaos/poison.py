@@ -10,8 +10,9 @@ from typing import Any
 
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_workers.runtime.executor import Done, Handler, Outcome, Run
+from aios_workers.runtime.executor import Done, Handler, Outcome
 from aios_workers.runtime.registry import LoadedModule
+from aios_workers.runtime.runs import Run
 
 MARK = "poison:"
 SLOW = "slow:"  # an echo that takes longer than a lease

@@ -30,22 +30,9 @@ _CUT = " [...] "
 NAMES = ("syscall", "program")  # that a single line may say it is about: its `extra`
 LogFormat = Literal["text", "json"]  # text: for people. json: an object per line, for collectors
 
-# What the lines of the task that runs are about, such as its syscall and its program.
-_about: ContextVar[Mapping[str, str]] = ContextVar("about", default={})  # noqa: B039  never changed
-
-
-def about(**names: str) -> None:
-    """Say what the lines of this task are about from here on, and nothing else.
-
-    Lines in JSON have these names as fields. It holds in the task that calls it, and in those that
-    it starts.
-    """
-    _about.set(names)
-
-
-def also_about(**names: str) -> None:
-    """Say so beside what was said before."""
-    _about.set({**_about.get(), **names})
+# What the lines of a task, and of those that it starts, are about, such as its syscall and its
+# program. Lines in JSON have these names as fields. Whoever begins a task sets it.
+about: ContextVar[Mapping[str, str]] = ContextVar("about", default={})  # noqa: B039  never changed
 
 
 def configure(level: str, log_format: LogFormat = "text", *, stream: TextIO | None = None) -> None:
@@ -82,7 +69,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_about.get(),
+            **about.get(),
             **{name: value for name in NAMES if (value := record.__dict__.get(name)) is not None},
         }
         if record.exc_info:

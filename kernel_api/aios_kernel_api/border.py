@@ -91,7 +91,7 @@ class Border:
             await self._answered(scope, Answer(scope, receive, send, served))
 
     async def _answered(self, scope: Scope, answer: "Answer") -> None:
-        log.about(request=answer.request_id)
+        log.about.set({"request": answer.request_id})
         try:
             await self._serve(scope, answer.receive, answer.send)
         except KernelError as error:
@@ -111,7 +111,8 @@ class Border:
             return
         caller = await self._caller(scope)
         scope.setdefault("state", {})["caller"] = caller
-        log.also_about(tenant=caller.tenant, agent=caller.agent)
+        names = {"tenant": caller.tenant, "agent": caller.agent}
+        log.about.set({**log.about.get(), **names})
         with self._open.one(caller.owner):
             await self._app(scope, receive, send)
 

@@ -146,7 +146,7 @@ async def test_a_full_redis_refuses_new_work_and_lets_what_runs_end(node: RedisN
         assert await user.order.reorder(epoch, [(late, 0.0)])
         await wait_until_async(lambda: user.order.reclaim(epoch))
         assert await user.waiting() == [waiting_id, late]
-        assert await user.queue.wait_for_work(user.redis)
+        assert await user.queue.wait_for_work(user.redis, user.queue.keys.queue("tool"))
 
         make_room(node)
         assert len(await user.submit(0)) == 1

@@ -21,7 +21,8 @@ from aios_broker.contract.syscall import Syscall
 from aios_workers.llm.answers import answer_id
 from aios_workers.llm.core import GenerationRequest, Sampling, Step
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
-from aios_workers.runtime.executor import Run, Suspended
+from aios_workers.runtime.executor import Suspended
+from aios_workers.runtime.runs import Run
 from tests.caller import chat
 from tests.cut_handler import SYSCALL_ID, Cuts, handler_of, lease, run_cut, run_whole
 from tests.waiting import wait_until_async

@@ -16,9 +16,10 @@ from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import Suspension
 from aios_sdk import AsyncAgent
-from aios_workers.runtime.executor import Done, Run
+from aios_workers.runtime.executor import Done
 from aios_workers.runtime.loop import Limits
 from aios_workers.runtime.registry import LoadedModule, tool_module
+from aios_workers.runtime.runs import Run
 from tests.caller import Caller, running_worker
 from tests.waiting import wait_until_async
 

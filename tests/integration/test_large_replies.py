@@ -16,9 +16,10 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue, Settled
 from aios_broker.queues.records import RQ_RESULT_BYTES, Ending
 from aios_workers.runtime import results
-from aios_workers.runtime.executor import Done, Run
+from aios_workers.runtime.executor import Done
 from aios_workers.runtime.registry import LoadedModule
 from aios_workers.runtime.results import Outbox
+from aios_workers.runtime.runs import Run
 from tests.caller import Caller, running_worker
 
 NOTHING = ClaimRequest(0, 30.0)

@@ -9,7 +9,7 @@ from aios_broker.contract.reply import Chunk
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import Lease, SliceUse, Suspension, WorkerCard
-from aios_workers.runtime.leases import Leases
+from aios_workers.runtime.runs import Leases
 from tests.queue_user import DATA, LEASE_S, QueueUser
 from tests.routing_scene import (
     BIG,

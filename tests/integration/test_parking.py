@@ -27,8 +27,9 @@ from aios_workers.approvals.irreversible import Irreversible, Takings
 from aios_workers.approvals.service import ApprovalSweep, NeedsApproval
 from aios_workers.modules.services import Services
 from aios_workers.modules.state_handler import StateHandler
-from aios_workers.runtime.executor import Done, Outcome, Run
+from aios_workers.runtime.executor import Done, Outcome
 from aios_workers.runtime.registry import LoadedModule
+from aios_workers.runtime.runs import Run
 from tests.caller import Caller, running_worker
 from tests.scheduler_scene import scheduler
 from tests.state_scene import StateScene, state_scene

@@ -18,9 +18,10 @@ from aios_broker.contract.syscall import Need, Syscall, ToolEcho
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.order import Order
 from aios_broker.queues.records import Ending, JobMetadata, Submission, WorkerCard
-from aios_workers.runtime.executor import Done, Run
+from aios_workers.runtime.executor import Done
 from aios_workers.runtime.loop import Limits
 from aios_workers.runtime.registry import LoadedModule, tool_module
+from aios_workers.runtime.runs import Run
 from tests.caller import Caller, redis_away, running_worker
 from tests.conftest import RunningRedis
 from tests.queue_user import submitted

@@ -9,8 +9,9 @@ import redis
 
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_workers.runtime.executor import Done, Run
+from aios_workers.runtime.executor import Done
 from aios_workers.runtime.registry import LoadedModule
+from aios_workers.runtime.runs import Run
 from tests.caller import Caller, running_worker
 
 SLOTS = 64

@@ -5,7 +5,7 @@ from tests.mutants.catalogue import Mutant
 MONEY = "broker/aios_broker/queues/lua/shared/money.lua"
 RATES = "broker/aios_broker/queues/lua/shared/rates.lua"
 ADMISSION = "broker/aios_broker/queues/lua/shared/admission.lua"
-BILLING = "workers/aios_workers/runtime/billing.py"
+RUNS = "workers/aios_workers/runtime/runs.py"
 COST_TEST = "tests/integration/test_costs.py"
 RATE_TEST = "tests/integration/test_rate_limits.py"
 BUDGET_TEST = "tests/integration/test_budgets.py"
@@ -44,7 +44,7 @@ MONEY_MUTANTS = (
     ),
     Mutant(
         "a reply forgets what earlier attempts cost",
-        BILLING,
+        RUNS,
         "earlier = lease.cost_pico if",
         "earlier = 0 if",
         COST_TEST,
@@ -58,7 +58,7 @@ MONEY_MUTANTS = (
     ),
     Mutant(
         "what an endpoint counts is paid and what the kernel counts, too",
-        BILLING,
+        RUNS,
         "        if self._bills_requests:\n            return self._billed\n",
         "",
         COST_TEST,

@@ -17,7 +17,7 @@ from aios_workers.llm.conversation import (
 )
 from aios_workers.llm.core import Reader
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
-from aios_workers.runtime.executor import Run
+from aios_workers.runtime.runs import Run
 
 Ids = tuple[int, ...]
 turns = st.builds(

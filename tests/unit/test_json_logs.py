@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aios_broker import log
-from aios_broker.log import MAX_JSON_BYTES, JsonFormatter, KernelLog, about, also_about, message_of
+from aios_broker.log import MAX_JSON_BYTES, JsonFormatter, KernelLog, about, message_of
 
 Fields = dict[str, str]
 
@@ -45,10 +45,10 @@ def test_a_line_is_an_object(logger: logging.Logger) -> None:
 
 async def test_each_task_has_lines_about_its_own_syscall(logger: logging.Logger) -> None:
     async def run(syscall: str) -> None:
-        about(syscall=syscall, program="main")
+        about.set({"syscall": syscall, "program": "main"})
         await asyncio.sleep(0)
         logger.info("begun")
-        also_about(core="small")
+        about.set({**about.get(), "core": "small"})
         logger.info("ended")
 
     await asyncio.gather(run("a"), run("b"))
@@ -57,7 +57,7 @@ async def test_each_task_has_lines_about_its_own_syscall(logger: logging.Logger)
     assert sorted(line["syscall"] for line in told) == ["a", "a", "b", "b"]
     assert all(line["program"] == "main" for line in told)
     assert [line.get("core") for line in told if line["syscall"] == "a"] == [None, "small"]
-    about(request="r")
+    about.set({"request": "r"})
     logger.info("of a request")
     assert lines(logger)[-1].get("syscall") is None
     assert "syscall" not in nobodys

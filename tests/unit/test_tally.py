@@ -2,7 +2,7 @@
 
 from aios_broker.contract.money import Billed
 from aios_broker.queues.records import Lease
-from aios_workers.runtime.billing import Tally
+from aios_workers.runtime.runs import Tally
 
 LEASE = Lease("0" * 32, 1, b"", True, False, 0, 0, 0, 0, 0, 60, False)
 

@@ -20,7 +20,8 @@ from aios_workers.llm.core import Constraint
 from aios_workers.llm.cores.simulated import simulated_model as vocabulary
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
 from aios_workers.llm.verdicts import PATIENCE_S, FormPending, Verdicts
-from aios_workers.runtime.executor import Done, Run, Suspended
+from aios_workers.runtime.executor import Done, Suspended
+from aios_workers.runtime.runs import Run
 from tests.cut_handler import SYSCALL_ID, Cuts, handler_of, lease
 from tests.scripted_core import ScriptedCore
 

@@ -25,10 +25,9 @@ from aios_broker.queues.rq import StockJob, current_job
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import patiently
 from aios_workers.config import WorkerConfig
-from aios_workers.runtime.executor import Run
-from aios_workers.runtime.leases import RENEWALS_PER_LEASE
 from aios_workers.runtime.loop import WorkerSpec
 from aios_workers.runtime.registry import load_modules, wired, worker_name
+from aios_workers.runtime.runs import RENEWALS_PER_LEASE, Run
 
 logger = logging.getLogger(__name__)
 

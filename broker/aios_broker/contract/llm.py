@@ -4,12 +4,9 @@ Every option holds on every core, or the core refuses it with UnsupportedOption 
 runs. Names and meanings follow the OpenAI API where it has them.
 """
 
-from collections.abc import Iterator
-from functools import cache
 from typing import Annotated, Any, Literal
 
-import msgspec
-from msgspec import NODEFAULT, Meta, field
+from msgspec import Meta, field
 
 from aios_broker.contract.names import Name, Request, Row, Text
 
@@ -229,21 +226,3 @@ class ContextSummarise(OfContext, frozen=True, tag="context.summarise"):
 
 ContextBody = ContextGet | ContextSet | ContextClear | ContextExpand | ContextSummarise
 LlmBody = LlmChat | LlmEmbed | LlmCount | ContextBody
-
-
-def given_fields(options: SamplingOptions) -> Iterator[str]:
-    """Yield the names of the fields that are not as they are when nothing is said."""
-    for name, default in _defaults(type(options)):
-        if getattr(options, name) != default:
-            yield name
-
-
-@cache
-def _defaults(kind: type[SamplingOptions]) -> tuple[tuple[str, object], ...]:
-    return tuple(
-        (
-            field.name,
-            field.default if field.default_factory is NODEFAULT else field.default_factory(),
-        )
-        for field in msgspec.structs.fields(kind)
-    )

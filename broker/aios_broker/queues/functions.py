@@ -98,7 +98,7 @@ class Functions:
         self.connection = connection
         self._library = library
         self._source = source
-        self._placed: set[str] = set()  # prefixes that this Redis can serve
+        self._slot_keys: dict[str, str] = {}  # by the prefixes that this Redis can serve
 
     async def call(self, step: str, keys: Keys, arguments: Sequence[Argument]) -> Answer:
         """Run one step on the keys of a deployment.
@@ -107,9 +107,8 @@ class Functions:
             InvalidConfig: a cluster, and a prefix without a hash tag.
             KernelError: Redis refused it.
         """
-        if keys.prefix not in self._placed:
-            await self._place(keys)
-        command = ("FCALL", f"{self._library}_{step}", 1, keys.slot_key, keys.prefix, *arguments)
+        slot_key = self._slot_keys.get(keys.prefix) or await self._place(keys)
+        command = ("FCALL", f"{self._library}_{step}", 1, slot_key, keys.prefix, *arguments)
         try:
             return await self.connection.execute(*command)
         except hiredis.ReplyError as error:
@@ -121,7 +120,8 @@ class Functions:
         except hiredis.ReplyError as error:
             raise _refused(step, error) from error
 
-    async def _place(self, keys: Keys) -> None:
+    async def _place(self, keys: Keys) -> str:
+        """Return the key that every step names, of a prefix that this Redis can serve."""
         if not keys.hash_tag and await self.connection.in_cluster():
             raise InvalidConfig(
                 f"the prefix {keys.prefix!r} has no hash tag, and this Redis is a cluster: "
@@ -129,7 +129,8 @@ class Functions:
                 field="RQ_KEY_PREFIX",
                 remedy="put the part that names the shard in braces, such as {shard1}:rq",
             )
-        self._placed.add(keys.prefix)
+        slot_key = self._slot_keys[keys.prefix] = keys.slot_key
+        return slot_key
 
     async def load(self) -> None:
         """Load the library, replacing what is there under the same name.

@@ -392,14 +392,13 @@ class ModuleQueue(NeedSteps):
         await self._call("unregister", [worker, iso_now()])
 
     async def wait_for_work(
-        self, blocking: Connection, *, queue: str = "", timeout_s: float = BLOCK_S
+        self, blocking: Connection, key: str, *, timeout_s: float = BLOCK_S
     ) -> bool:
-        """Return True as soon as the queue, or a core's, holds something, False after `timeout_s`.
+        """Return True as soon as the run queue at `key` holds something, False after `timeout_s`.
 
         Looks without taking: BLMOVE of the head onto itself. `blocking` must be a connection
         that nothing else uses. It also wakes for jobs that a stock RQ producer enqueued.
         """
-        key = self.keys.queue(queue or self.module)
         try:
             moved = await blocking.execute(
                 "BLMOVE", key, key, "LEFT", "LEFT", timeout_s, timeout_s=timeout_s + 5.0

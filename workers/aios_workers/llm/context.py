@@ -34,7 +34,8 @@ from aios_workers.llm.conversation import (
     split,
 )
 from aios_workers.llm.core import Core, Reader, characters_of
-from aios_workers.runtime.executor import Done, Run
+from aios_workers.runtime.executor import Done
+from aios_workers.runtime.runs import Run
 
 
 class ContextService:

@@ -15,7 +15,7 @@ from aios_broker.contract.errors import ContextTooLong, CoreError
 from aios_broker.contract.llm import LlmChat, Message, Tool
 from aios_workers.llm.core import Core, GenerationRequest, Reader, Sampling, characters_of
 from aios_workers.llm.tools import prompt_ids, toolbox_of
-from aios_workers.runtime.executor import Run
+from aios_workers.runtime.runs import Run
 
 SUMMARY_TOKENS = 256  # of a compaction, at most; and at most an eighth of the context
 MAX_SUMMARIES = 64  # generations of one compaction; beyond, the conversation is refused

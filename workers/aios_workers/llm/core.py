@@ -13,27 +13,17 @@ import asyncio
 import hashlib
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from msgspec import Struct
+from msgspec import NODEFAULT, Struct
+from msgspec.structs import fields
 
-from aios_broker.contract.errors import (
-    CoreAccountExhausted,
-    CoreBusy,
-    CoreError,
-    CoreKeyRefused,
-)
-from aios_broker.contract.llm import (
-    PENALTIES,
-    Image,
-    Message,
-    SamplingOptions,
-    Tool,
-    given_fields,
-)
+from aios_broker.contract.errors import CoreAccountExhausted, CoreBusy, CoreError, CoreKeyRefused
+from aios_broker.contract.llm import PENALTIES, Image, Message, SamplingOptions, Tool
 from aios_broker.contract.money import Billed
 from aios_broker.contract.reply import TokenLogprob
 from aios_broker.places import Holder
@@ -98,6 +88,19 @@ class Capabilities:
         if request.logprobs is not None and self.text_ids:  # no snapshot keeps those of texts
             return False
         return self.lost_by_suspension.isdisjoint(given_fields(request.sampling))
+
+
+def given_fields(options: SamplingOptions) -> Iterator[str]:
+    """Return the names of the fields that are not as they are when nothing is said."""
+    return (name for name, plain in _defaults(type(options)) if getattr(options, name) != plain)
+
+
+@cache
+def _defaults(kind: type[SamplingOptions]) -> tuple[tuple[str, object], ...]:
+    return tuple(
+        (each.name, each.default if each.default_factory is NODEFAULT else each.default_factory())
+        for each in fields(kind)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from aios_broker.contract.errors import CoreError
 from aios_broker.queues.control import Control
 from aios_broker.retry import patiently
 from aios_workers.llm.core import CoreInfo
-from aios_workers.runtime.executor import Run, Suspended
+from aios_workers.runtime.executor import Suspended
 from aios_workers.runtime.kernel import Kernel
+from aios_workers.runtime.runs import Run
 
 logger = logging.getLogger(__name__)
 

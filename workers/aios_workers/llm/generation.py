@@ -28,15 +28,9 @@ from aios_workers.llm.answers import (
 from aios_workers.llm.core import Core, CoreRetries, FinishReason, GenerationRequest, Step
 from aios_workers.llm.fallback import Progress
 from aios_workers.llm.slicing import Cutting, ResumeCost, Slicing
-from aios_workers.runtime.executor import (
-    BackgroundTasks,
-    Done,
-    Outcome,
-    Run,
-    Suspended,
-    gathered,
-)
+from aios_workers.runtime.executor import BackgroundTasks, Done, Outcome, Suspended, gathered
 from aios_workers.runtime.kernel import Kernel
+from aios_workers.runtime.runs import Run
 
 logger = logging.getLogger(__name__)
 

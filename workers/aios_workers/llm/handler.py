@@ -51,9 +51,9 @@ from aios_workers.llm.options import check_core, check_images, check_options, li
 from aios_workers.llm.slicing import Cutting
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
 from aios_workers.llm.verdicts import PATIENCE_S, FormPending
-from aios_workers.runtime.billing import Tally
-from aios_workers.runtime.executor import Done, Measured, Outcome, Run, Suspended
+from aios_workers.runtime.executor import Done, Measured, Outcome, Suspended
 from aios_workers.runtime.kernel import Kernel
+from aios_workers.runtime.runs import Run, Tally
 
 logger = logging.getLogger(__name__)
 

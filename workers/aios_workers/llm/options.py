@@ -22,11 +22,10 @@ from aios_broker.contract.llm import (
     Message,
     RegexFormat,
     SamplingOptions,
-    given_fields,
 )
 from aios_workers.llm.beam import alternatives_of
 from aios_workers.llm.chat.calls import MAX_DEPTH, is_too_deep
-from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest
+from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest, given_fields
 
 Found = Iterator[InvalidSyscall]
 Shortfall = tuple[str, str]  # what the core does instead, and what to do about it

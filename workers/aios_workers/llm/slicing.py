@@ -17,8 +17,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from aios_broker.queues.records import SliceTerms
 from aios_workers.llm.core import ContextMemory, Core
-from aios_workers.runtime.executor import BackgroundTasks, Run, SuspendReason
+from aios_workers.runtime.executor import BackgroundTasks
 from aios_workers.runtime.kernel import Kernel
+from aios_workers.runtime.runs import Run, SuspendReason
 
 PAYS = 10.0  # a slice is at least so many times the resuming of its generation
 CROWDED_PAYS = 20.0  # and where contexts do not fit, so many times the reading of its context

@@ -37,7 +37,8 @@ from aios_workers.modules.refusals import Refusals
 from aios_workers.modules.services import Services, storage_limits
 from aios_workers.modules.storage.mounts import MountWatch
 from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
-from aios_workers.runtime.executor import Done, Outcome, Run
+from aios_workers.runtime.executor import Done, Outcome
+from aios_workers.runtime.runs import Run
 from aios_workers.search.embedder import open_stores
 from aios_workers.search.indexing import index_step
 

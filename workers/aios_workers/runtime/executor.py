@@ -1,11 +1,11 @@
-"""What runs a leased job: the run, its handler, and the executor between it and the queue.
+"""What runs a leased job: its handler, and the executor between it and the queue.
 
 Whatever comes of a job, its caller hears exactly one thing.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from msgspec import Struct
@@ -22,25 +22,19 @@ from aios_broker.contract.errors import (
     UnknownModule,
 )
 from aios_broker.contract.job import decode_job, syscall_id_of, without_tokens
-from aios_broker.contract.money import Billed
 from aios_broker.contract.names import Module
-from aios_broker.contract.reply import Reply, Result, Timings, encode
+from aios_broker.contract.reply import Reply, Result, encode
 from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.module_queue import ModuleQueue
-from aios_broker.queues.records import Charge, Ending, Lease, Suspension
+from aios_broker.queues.records import Ending, Lease, Suspension
 from aios_broker.retry import patiently
-from aios_workers.runtime.billing import Tally
+from aios_workers.runtime.runs import Run, SuspendReason
 
 logger = logging.getLogger(__name__)
 
 MAX_REPLY_BYTES = 32 * 1024 * 1024  # embeddings of the most and longest texts fit
 
 T = TypeVar("T")
-
-StopReason = Literal["lost", "stopped", "drain"]
-# lost: the lease is gone, write nothing. stopped: a tool wants it to end, its caller hears so.
-# drain: this worker leaves and can wait no longer, another one starts it again.
-SuspendReason = Literal["suspend", "hold", "drain", "needs"]  # needs: see needs.lua
 
 
 class Done(Struct, frozen=True):
@@ -62,108 +56,6 @@ class Parked(Struct, frozen=True):
 
 
 Outcome = Done | Suspended | Parked
-
-
-class Use(Struct, frozen=True, gc=False):
-    """What a run has used since its claim."""
-
-    ran_s: float
-    tokens: int  # output
-    prompt_tokens: int
-    charge: Charge | None  # None: no core worked on it
-
-
-class Run:
-    """The time between a claim and its ending: the lease, what it used, how it is told to stop."""
-
-    __slots__ = (
-        "_clock",
-        "_interrupt",
-        "_prompt_tokens",
-        "_started_s",
-        "_tokens",
-        "kv_owner",
-        "lease",
-        "on_aside",
-        "stopping",
-        "suspending",
-        "tally",
-        "task",
-    )
-
-    def __init__(self, lease: Lease) -> None:
-        self.lease = lease
-        self.stopping: StopReason | None = None
-        self.suspending: SuspendReason | None = None
-        self.task: asyncio.Task[object] | None = None
-        self.tally: Tally | None = None  # of the core that works on it
-        self.kv_owner = ""  # whose contexts a core may reuse for it; empty: anybody's
-        self.on_aside: Callable[[Run], None] | None = None  # a slot is free
-        self._clock = asyncio.get_running_loop().time
-        self._started_s = self._clock()
-        self._tokens = 0
-        self._prompt_tokens = 0
-        self._interrupt: Callable[[SuspendReason], None] | None = None
-
-    def step_aside(self) -> None:
-        """Leave the slot to others from here on: what this run does is wait for somebody else."""
-        if self.on_aside is not None:
-            self.on_aside(self)
-
-    def count_tokens(self, count: int) -> None:
-        """Note output tokens that were generated."""
-        self._tokens += count
-        if self.tally is not None:
-            self.tally.output(count)
-
-    def count_prompt(self, count: int) -> None:
-        """Note how long the prompt is; it is charged once per syscall."""
-        self._prompt_tokens = count
-        if self.tally is not None:
-            self.tally.prompt(count)
-
-    def note_step(self, cached_tokens: int, billed: Billed | None) -> None:
-        """Note what a step of the core says of what is paid for."""
-        if self.tally is not None:
-            self.tally.step(cached_tokens, billed)
-
-    def use(self) -> Use:
-        """Return what was used since the claim: totals, which may be told more than once."""
-        ran_s, tally = self._clock() - self._started_s, self.tally
-        if tally is None:
-            return Use(ran_s, self._tokens, self._prompt_tokens, None)
-        return Use(ran_s, self._tokens, tally.prompt_tokens, tally.charge)
-
-    def timings(self) -> Timings:
-        """Return where the time went so far, earlier slices included."""
-        lease = self.lease
-        return Timings(
-            queued_s=lease.queued_s,
-            ran_s=round(lease.ran_s + self._clock() - self._started_s, 6),
-            slices=lease.slices + 1,
-            suspensions=lease.suspensions,
-            attempts=lease.attempt,
-        )
-
-    def on_suspend(self, interrupt: Callable[[SuspendReason], None]) -> None:
-        """Tell how this run is suspended; called at once if it already should be."""
-        self._interrupt = interrupt
-        if self.suspending is not None:
-            interrupt(self.suspending)
-
-    def suspend(self, reason: SuspendReason) -> None:
-        """Ask the handler to stop half-way. One that cannot goes on to its end."""
-        if self.suspending is None:
-            self.suspending = reason
-            if self._interrupt is not None:
-                self._interrupt(reason)
-
-    def stop(self, reason: StopReason) -> None:
-        """Cancel the handler; the first reason counts."""
-        if self.stopping is None:
-            self.stopping = reason
-            if self.task is not None:
-                self.task.cancel()
 
 
 class BackgroundTasks:
@@ -283,11 +175,13 @@ class Executor:
         try:
             async with limit:
                 syscall = await self._open(lease)
-                log.about(
-                    syscall=syscall.id,
-                    program=syscall.program,
-                    agent=syscall.agent,
-                    tenant=syscall.tenant,
+                log.about.set(
+                    {
+                        "syscall": syscall.id,
+                        "program": syscall.program,
+                        "agent": syscall.agent,
+                        "tenant": syscall.tenant,
+                    }
                 )
                 return self._entry(run, await self.handler.run(run, syscall))
         except Exception as error:  # noqa: BLE001  whatever a module raises, its caller hears it

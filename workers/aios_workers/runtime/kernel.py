@@ -23,7 +23,8 @@ from aios_broker.queues.control import Control
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import Lease, PolicyRow, SliceTerms, SliceUse, SliceVerdict
 from aios_broker.retry import patiently
-from aios_workers.runtime.executor import BackgroundTasks, Run
+from aios_workers.runtime.executor import BackgroundTasks
+from aios_workers.runtime.runs import Run
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from aios_broker.queues.records import Ending, Lease, Suspension, WorkerCard
 from aios_broker.redis.channel import Channel
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import Backoff
-from aios_workers.runtime.executor import Executor, Measured, Run
-from aios_workers.runtime.leases import Leases
+from aios_workers.runtime.executor import Executor, Measured
 from aios_workers.runtime.results import Outbox, worker_metrics
+from aios_workers.runtime.runs import Leases, Run
 
 logger = logging.getLogger(__name__)
 
@@ -133,12 +133,13 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until `stop`; then suspend or finish what runs, and leave in good order."""
+        keys = self._queue.keys
         serving = [
             asyncio.create_task(work)
             for work in (
                 self._pump(),
                 *(
-                    self._await_work(queue_of(self._spec.module, core), connection)
+                    self._await_work(keys.queue(queue_of(self._spec.module, core)), connection)
                     for core, connection in zip(("", *self._cores), self._waiting, strict=True)
                 ),
                 self._leases.keep(self._outbox.leases),
@@ -231,7 +232,7 @@ class Worker:
         # What the last step had no room for still holds its slot: else it would pile up here.
         return max(0, self._handler.capacity - self._leases.in_slots - self._outbox.left)
 
-    async def _await_work(self, queue: str, blocking: Connection) -> None:
+    async def _await_work(self, key: str, blocking: Connection) -> None:
         """Wait for work in a run queue, not taking it, whenever a claim did not fill all room."""
         backoff = Backoff()
         while True:
@@ -239,7 +240,7 @@ class Worker:
             if self._misses > 1:  # there is work, and none of it for us: do not spin
                 await asyncio.sleep(min(MISS_FIRST_S * 2 ** (self._misses - 2), MISS_LONGEST_S))
             try:
-                seen = await self._queue.wait_for_work(blocking, queue=queue)
+                seen = await self._queue.wait_for_work(blocking, key)
             except (KernelError, hiredis.ReplyError):  # the pump and the leases say so
                 await backoff.wait()
                 continue

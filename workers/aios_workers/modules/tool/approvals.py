@@ -11,7 +11,8 @@ from aios_broker.contract.tools import ToolCard, ToolRun
 from aios_broker.postgres.store import Store
 from aios_workers.approvals.irreversible import Irreversible, Seen, Takings
 from aios_workers.approvals.service import ApprovalService, NeedsApproval
-from aios_workers.runtime.executor import Outcome, Run
+from aios_workers.runtime.executor import Outcome
+from aios_workers.runtime.runs import Run
 
 MOST_SHOWN = 2_000  # characters of the arguments, in the line that a person reads
 

@@ -3,7 +3,8 @@
 from aios_broker.contract.errors import UnknownModule
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_workers.runtime.executor import Done, Run
+from aios_workers.runtime.executor import Done
+from aios_workers.runtime.runs import Run
 
 
 class EchoHandler:

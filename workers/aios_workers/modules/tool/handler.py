@@ -22,8 +22,9 @@ from aios_workers.modules.tool.needs import needs_of
 from aios_workers.modules.tool.opening import Tools
 from aios_workers.modules.tool.running import ToolCall, ToolProgram
 from aios_workers.modules.tool.tool_process import ToolChanged
-from aios_workers.runtime.executor import Done, Outcome, Run, Suspended
+from aios_workers.runtime.executor import Done, Outcome, Suspended
 from aios_workers.runtime.kernel import Kernel
+from aios_workers.runtime.runs import Run
 
 ASK_AGAIN_S = 0.25  # for what is not free, under a stock RQ worker
 CHANGES = 3  # how often a tool may change while it is being started

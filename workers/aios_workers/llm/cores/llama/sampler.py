@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aios_broker.contract.errors import CoreError
-from aios_broker.contract.llm import PENALTIES, given_fields
-from aios_workers.llm.core import Sampling, ScoredToken
+from aios_broker.contract.llm import PENALTIES
+from aios_workers.llm.core import Sampling, ScoredToken, given_fields
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]

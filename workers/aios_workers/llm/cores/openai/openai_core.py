@@ -20,7 +20,7 @@ import msgspec
 
 from aios_broker.contract.cores import OpenAISettings
 from aios_broker.contract.errors import CoreBusy, CoreError, KernelError, UnsupportedOption
-from aios_broker.contract.llm import Message, Tool, given_fields
+from aios_broker.contract.llm import Message, Tool
 from aios_broker.contract.money import Billed
 from aios_broker.retry import Backoff
 from aios_workers.llm.chat.calls import HERMES
@@ -32,6 +32,7 @@ from aios_workers.llm.core import (
     Embeddings,
     GenerationRequest,
     Step,
+    given_fields,
     unit_vector,
 )
 from aios_workers.llm.cores.base_core import CircuitBreaker, FailureLimit

@@ -12,10 +12,17 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from aios_broker.contract.errors import UnsupportedOption
-from aios_broker.contract.llm import PENALTIES, given_fields
+from aios_broker.contract.llm import PENALTIES
 from aios_workers.llm.chat.tags import tags_format
 from aios_workers.llm.constraint import FIELDS, JSON_STYLE, narrowed_constraint
-from aios_workers.llm.core import Constraint, CoreInfo, GenerationRequest, Sampling, kv_key
+from aios_workers.llm.core import (
+    Constraint,
+    CoreInfo,
+    GenerationRequest,
+    Sampling,
+    given_fields,
+    kv_key,
+)
 from aios_workers.llm.cores.sglang.client import Description
 
 LLGUIDANCE, XGRAMMAR = "llguidance", "xgrammar"

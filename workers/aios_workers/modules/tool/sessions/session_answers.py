@@ -34,7 +34,8 @@ from aios_broker.queues.exec_sessions import SessionRecord, SessionRecords
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import patiently
 from aios_workers.modules.tool.sessions.host import SessionHost, lost, unknown
-from aios_workers.runtime.executor import Done, Run
+from aios_workers.runtime.executor import Done
+from aios_workers.runtime.runs import Run
 
 LOOK_S = 1.0  # between two looks whether the other worker lives
 SEND_S = 0.05  # between two messages of what is printed
