@@ -2,15 +2,30 @@
 
 import html
 import re
+from collections.abc import Mapping
+from contextlib import aclosing
 
 import httpx
 import pytest
 
+from aios_broker.postgres.store import Store
 from aios_kernel_api.page.decisions.agents import TOKENS_SHOWN
-from tests.api_scene import ACME, ApiScene
+from aios_kernel_api.page.decisions.approvals import PAGE_LENGTH
+from tests.api_scene import ACME, ApiScene, run
 from tests.integration.test_api_views import ended, items, waiting_approval
 from tests.page_scene import logged_in, send_form
 
+MANY, EACH = 10, 1_000  # agents; an agent may have no more that wait for a person
+_MANY_PARKED = """
+    INSERT INTO approval (id, tenant_id, agent_id, job_id, module, kind, operation, arguments,
+                          arguments_sha256, asked_sha256, what, objects, state, expires_at)
+    SELECT md5(a.name || n), a.tenant_id, a.id, md5('job' || a.name || n), 'storage',
+           'storage.delete', 'delete', '{}', md5(a.name || n), md5(a.name || n),
+           'delete /' || a.name || '/' || n || '.md', '[]', 'waiting', now() + interval '1 day'
+      FROM agent a JOIN tenant t ON t.id = a.tenant_id,
+           (SELECT %s AS tenant, %s AS agent, generate_series(1, %s) AS n) AS asked
+     WHERE t.name = asked.tenant AND a.name = asked.agent
+"""
 HOSTILE = "<script>alert(1)</script> \u202ecod.exe"
 
 
@@ -119,6 +134,32 @@ def test_approvals_are_seen_by_whose_they_are(api: ApiScene) -> None:
             assert person.get(f"/approvals/of/{one['syscall_id']}").status_code == 404
             assert send_form(person, f"{path}/deny").status_code == 404
             assert one["id"] not in person.get("/approvals").text
+
+
+async def parked_already(api: ApiScene, tenant: str, agents: Mapping[str, int]) -> None:
+    """Have so many calls of agents wait for a person."""
+    async with aclosing(Store(api.database_url)) as store, store.as_steward() as cursor:
+        for name, number in agents.items():
+            await cursor.execute(_MANY_PARKED, (tenant, name, number))
+            assert cursor.rowcount == number
+
+
+def test_ten_thousand_parked_calls_hide_nobodys_only_one(api: ApiScene) -> None:
+    tenant, many = "parks", [f"parks-many-{number}" for number in range(MANY)]
+    for name in (*many, "parks-one"):
+        with api.client(api.token(name, tenant)) as agent:
+            ended(agent, {"type": "access.whoami"})
+    run(parked_already(api, tenant, {**dict.fromkeys(many, EACH), "parks-one": 1}))
+    boss = api.token("parks-boss", tenant, scope="administrator")
+    with logged_in(api, boss) as person:
+        pages = [person.get("/approvals").text]
+        for _ in range(2):
+            [further] = re.findall(r'rel="next" href="([^"]+)"', pages[-1])
+            pages.append(person.get(html.unescape(further)).text)
+        shown = [re.findall(r'id="approval-([0-9a-f]{32})"', text) for text in pages]
+        assert [len(each) for each in shown] == [PAGE_LENGTH] * 3
+        assert len(set().union(*shown)) == 3 * PAGE_LENGTH
+        assert "delete /parks-one/1.md" in pages[0]
 
 
 @pytest.mark.parametrize(
