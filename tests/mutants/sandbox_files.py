@@ -12,8 +12,8 @@ SANDBOX_FILES_MUTANTS = (
     Mutant(
         "sandbox files: what is beside a call's folder, or has no name, counts",
         FOLDER + "kept_process.py",
-        "            return len(self.calls) == 1 and self.is_full()\n",
-        "            return False\n",
+        "        return used.size_bytes > most.size_bytes or used.count > most.count\n",
+        "        return False\n",
         ANYWHERE,
     ),
     Mutant(
