@@ -15,6 +15,7 @@ from aios_broker.access.requests import Decision
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.storage import StorageDelete, StorageWrite
+from aios_broker.contract.syscall import Syscall
 from aios_workers.approvals.service import ApprovalSweep, NeedsApproval
 from aios_workers.approvals.webhook import PER_ROUND, SIGNATURE, Webhook, WebhookSender, sign
 from tests.state_scene import StateScene
@@ -63,15 +64,15 @@ def receiver() -> Iterator[Receiver]:
     receiver.server.server_close()
 
 
-async def wait_for_a_person(scene: StateScene, agent: str = "ann", *, more: int = 1) -> str:
-    """Let an agent ask for what waits; return the id of the last syscall."""
+async def wait_for_a_person(scene: StateScene, agent: str = "ann", *, more: int = 1) -> Syscall:
+    """Let an agent ask for what waits; return the last syscall."""
     for number in range(more):
         path = f"{agent}-{number}.txt"
         await scene.ask(agent, StorageWrite(path, "x"))
         syscall = scene.syscall(agent, StorageDelete(path))
         with pytest.raises(NeedsApproval):
             await scene.run(syscall)
-    return syscall.id
+    return syscall
 
 
 def sender(scene: StateScene, url: str, *, private: bool = True) -> WebhookSender:
@@ -81,7 +82,7 @@ def sender(scene: StateScene, url: str, *, private: bool = True) -> WebhookSende
 async def test_a_request_is_told_signed_until_it_is_taken(
     scene: StateScene, receiver: Receiver
 ) -> None:
-    syscall_id = await wait_for_a_person(scene)
+    syscall = await wait_for_a_person(scene)
     told = sender(scene, receiver.url)
     for _ in range(4):
         await told.step()
@@ -90,7 +91,7 @@ async def test_a_request_is_told_signed_until_it_is_taken(
         parts = dict(part.split("=", 1) for part in signature.split(","))
         assert sign(SECRET, content, at_s=int(parts["t"]), once=parts["once"]) == signature
         approval = msgspec.json.decode(content, type=Approval)
-        assert (approval.syscall_id, approval.agent) == (syscall_id, "ann")
+        assert (approval.syscall_id, approval.agent) == (syscall.id, "ann")
     assert receiver.seen[0][1] != receiver.seen[1][1]  # nobody can say it again for us
 
 
@@ -139,11 +140,12 @@ async def test_a_receiver_that_does_not_answer_holds_up_nobodys_decision(
     scene: StateScene, receiver: Receiver
 ) -> None:
     receiver.answers.clear()
-    syscall_id = await wait_for_a_person(scene)
+    syscall = await wait_for_a_person(scene)
     telling = asyncio.create_task(sender(scene, receiver.url).step())
     try:
         await wait_until_async(lambda: receiver.seen)
-        await scene.decide(syscall_id, Decision("denied"))
+        await scene.decide(syscall.id, Decision("denied"))
+        await scene.cancel(syscall)  # so that there is nothing to put back
         services = scene.services
         async with asyncio.timeout(5.0):
             await ApprovalSweep(services.store, services.functions, services.keys).sweep()
@@ -161,7 +163,7 @@ async def test_one_tenant_does_not_hide_what_another_waits_for(
     receiver.statuses[:] = [204]
     await wait_for_a_person(scene, more=PER_ROUND + 3)
     scene.tenant = "acme"
-    theirs = await wait_for_a_person(scene, "zoe")
+    theirs = (await wait_for_a_person(scene, "zoe")).id
     await sender(scene, receiver.url).step()
     told = {
         msgspec.json.decode(content, type=Approval).syscall_id for _, _, content in receiver.seen
