@@ -129,6 +129,7 @@ class BufferingProxy:
         self._port = int(port)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
+        self._ends: list[asyncio.StreamWriter] = []
         self.url = ""
 
     async def _listen(self) -> None:
@@ -138,6 +139,7 @@ class BufferingProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(self._host, self._port)
+        self._ends += [back, writer]
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
             kept = [line for line in head[1:] if not line.lower().startswith(b"connection")]
@@ -152,9 +154,9 @@ class BufferingProxy:
 
     async def _close(self) -> None:
         self._server.close()
+        for one in self._ends:  # what nobody reads any more is not waited for
+            one.transport.abort()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
 
     @contextmanager
