@@ -13,7 +13,7 @@ def main() -> None:
             print(
                 f"{answer.usage.output_tokens} tokens of {answer.model}, "
                 f"waited {timings.queued_s:.3f} s, ran {timings.ran_s:.3f} s "
-                f"in {timings.slices} slices"
+                f"in {timings.slices} slice{'' if timings.slices == 1 else 's'}"
             )
 
 

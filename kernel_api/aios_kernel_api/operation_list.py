@@ -6,12 +6,8 @@ from aios_kernel_api.health import Health, Readiness
 from aios_kernel_api.openapi import Json
 from aios_kernel_api.operations import Answer, Operation
 from aios_kernel_api.rest.session import StatusQuery
-from aios_kernel_api.rest.syscalls import (
-    SubmitQuery,
-    SyscallRequest,
-    SyscallView,
-    WaitQuery,
-)
+from aios_kernel_api.rest.syscall_view import SyscallView
+from aios_kernel_api.rest.syscalls import SubmitQuery, SyscallRequest, WaitQuery
 
 CHAT = {
     "program": "report",

@@ -169,9 +169,9 @@ def write_content(text: str) -> None:
 
 
 def narrow_seconds(value_s: float) -> str:
-    """Return a time in at most six characters, for a column: `340ms`, `12.3s`, `5m20s`, `2h05m`."""
-    spaced = seconds(value_s)
-    return spaced.replace(" min", "m").replace(" ms", "ms").replace(" ", "")
+    """Return a time in at most six characters, for a column: `340ms`, `12.3s`, `5m20s`, `3d04h`."""
+    narrow = seconds(value_s).replace(" ", "")
+    return narrow.replace("min", "m").replace("days", "d").replace("day", "d")
 
 
 def first_words(text: str, limit: int) -> str:

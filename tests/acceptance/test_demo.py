@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+import httpx
 import pytest
 
 from tests.waiting import wait_until
 
 DEMO_TIMEOUT_S = 240
+WATCHED = re.compile(r"watch it: (http://\S+/login/link\?key=\S+) ")
 Demo = subprocess.Popen[str]
 pytestmark = pytest.mark.timeout(DEMO_TIMEOUT_S + 30)
 
@@ -89,6 +92,18 @@ def test_two_demos_at_once_keep_their_promises_and_leave_nothing(
         assert (folder / "schedule.png").read_bytes().startswith(b"\x89PNG")
         assert leftovers(folder) == []
         assert processes_below(folder) == []
+
+
+def test_its_page_is_open_while_it_runs(start: Start, tmp_path: Path) -> None:
+    demo = start(tmp_path, "--core", "simulated")
+    assert demo.stdout is not None
+    link = next(found[1] for line in demo.stdout if (found := WATCHED.match(line)))
+    with httpx.Client(follow_redirects=True, timeout=20) as person:
+        page = person.get(link)
+
+    assert page.status_code == 200, page.text
+    assert "<h1>Programs</h1>" in page.text
+    assert ended(demo)[0] == 0
 
 
 def check_figures(report: dict[str, dict[str, dict[str, float]]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
@@ -209,6 +210,13 @@ def same_view(walk: Walk) -> None:
     walk.sees(walk.row(HELD))
 
 
+def in_another_tool(walk: Walk) -> None:
+    walk.to(HELD)
+    with walk.page.expect_download() as download:
+        walk.to("trace for Perfetto")
+    assert json.loads(Path(download.value.path()).read_text("utf-8"))["traceEvents"]
+
+
 ANSWERS: dict[str, Callable[[Walk], None]] = {
     "What runs, and what waits?": what_runs,
     "Why does this one wait?": why_it_waits,
@@ -229,6 +237,7 @@ ANSWERS: dict[str, Callable[[Walk], None]] = {
     "Send somebody to exactly this view": same_view,
     "End one; end fifty": end_it,
     "Run again what failed": run_it_again,
+    "The run in another tool": in_another_tool,
 }
 
 

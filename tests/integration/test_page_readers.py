@@ -79,6 +79,39 @@ def test_ten_tabs_of_one_login_all_follow(api: ApiScene, browser: Browser) -> No
         context.close()
 
 
+def test_a_tab_without_a_stream_of_its_own_asks_instead(api: ApiScene, browser: Browser) -> None:
+    """By HTTP/1.1 a browser opens six connections to a host, so only three tabs have a stream."""
+    context = browser.new_context()
+    context.add_cookies([{"name": COOKIE, "value": api.operator, "url": api.url}])
+    where = f"{api.url}/?agent=in-a-fourth-tab&tenant={ACME}"
+    try:
+        *streaming, fourth = [context.new_page() for _ in range(4)]
+        for page in streaming:
+            with page.expect_request("**/live?*"):
+                page.goto(where)
+        with fourth.expect_request("**/parts?*"):
+            fourth.goto(where)
+        with api.client(api.token("in-a-fourth-tab")) as agent:
+            agent.post("/v1/syscalls", json={"body": {"type": "tool.echo"}, "program": "there"})
+            for page in (fourth, streaming[0]):
+                expect(page.get_by_role("row").filter(has_text="there")).to_be_visible()
+        with fourth.expect_request("**/live?*"):  # a place is free again
+            streaming[0].close()
+            fourth.reload()
+    finally:
+        context.close()
+
+
+def test_what_is_held_back_on_the_way_is_asked_for_instead(api: ApiScene, browser: Browser) -> None:
+    with visit(browser, api, api.operator, "/login") as page:
+        page.route("**/live?*", lambda _: None)  # nothing of a stream ever comes
+        with page.expect_request("**/parts?*"):
+            page.goto(f"{api.url}/?agent=held-back&tenant={ACME}")
+        with api.client(api.token("held-back")) as agent:
+            agent.post("/v1/syscalls", json={"body": {"type": "tool.echo"}, "program": "asked"})
+        expect(page.get_by_role("row").filter(has_text="asked")).to_be_visible()
+
+
 def test_two_tabs_follow_the_slots_and_a_third_says_why_it_does_not(
     api: ApiScene, browser: Browser
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api_scene import ApiScene
+from tests.api_scene import ACME, ApiScene
 from tests.page_scene import logged_in
 
 HOSTILE = "<script>alert(1)</script>\u202eabc"
@@ -101,6 +101,30 @@ def test_each_sees_what_is_its_own(
 ) -> None:
     with logged_in(api, getattr(api, who)) as page:
         assert page.get("/program", params=query).status_code == status
+
+
+def test_a_program_is_taken_away_as_a_trace(api: ApiScene) -> None:
+    token = api.token("traced")
+    with api.client(token) as client:
+        asked = [ask(client, chat(each), program=each)["id"] for each in ("film", "film/scene")]
+        ask(client, chat("another"), program="filmed")
+    whose = {"tenant": ACME, "agent": "traced", "program": "film"}
+    with logged_in(api, api.operator) as page:
+        assert (
+            "/program/trace?tenant=acme&amp;agent=traced" in page.get("/program", params=whose).text
+        )
+        answer = page.get("/program/trace", params=whose)
+        assert answer.headers["content-disposition"] == 'attachment; filename="trace.json"'
+        spans = [each for each in answer.json()["traceEvents"] if each.get("cat") == "syscall"]
+        assert sorted(each["args"]["syscall"] for each in spans) == sorted(asked)
+        assert page.get("/program/trace", params={"program": "film"}).status_code == 400
+    with logged_in(api, token) as page:
+        assert page.get("/program/trace?program=film").status_code == 200
+        assert page.get("/program/trace?program=never").status_code == 404
+        assert page.get("/program/trace?program=film&nonsense=1").status_code == 400
+    for other in (api.colleague, api.foreign_administrator):
+        with logged_in(api, other) as page:
+            assert page.get("/program/trace", params=whose).status_code == 404
 
 
 def events(page: httpx.Client, path: str) -> Iterator[tuple[str, Any]]:

@@ -149,6 +149,10 @@ def test_a_tool_says_what_it_may_and_why_it_cannot_be_called(api: ApiScene, tool
         assert 'data-label="Paths begin with">/v1</td>' in detail
         assert "It cannot be called:" in person.get("/tools/page/missing").text
         assert person.get("/tools/page/never").status_code == 404
+        assert "tools.toml</dd>" in person.get("/tools/page/send").text
+        its_own = person.get("/tools/aios/calculator").text
+        assert "<dt>Described by</dt><dd>the kernel</dd>" in " ".join(its_own.split())
+        assert 'data-label="Source">the kernel</td>' in listed
         assert person.get("/tools/nonsense").status_code == 400
         assert person.get("/tools?agent=x&nonsense=1").status_code == 400
 

@@ -13,14 +13,44 @@ TEXT_TEST = "tests/unit/test_page_decisions.py"
 NARROW_TEST = "test_on_a_narrow_screen_nothing_scrolls_sideways_and_cells_say_what_they_are"
 APPROVALS = "kernel_api/aios_kernel_api/page/decisions/approvals.py"
 
+READERS_TEST = "tests/integration/test_page_readers.py"
+LIVE = "kernel_api/aios_kernel_api/page/static/live.js"
+
 PAGE_MUTANTS = (
+    Mutant(
+        "anybody's program is taken away as a trace",
+        "kernel_api/aios_kernel_api/page/runs/trace_file.py",
+        "whose_program(caller, query.tenant, query.agent)",
+        "query.tenant or caller.tenant, query.agent or caller.agent",
+        "tests/integration/test_page_runs.py::test_a_program_is_taken_away_as_a_trace",
+    ),
+    Mutant(
+        "what is not in view is followed",
+        LIVE,
+        "    else inView.delete(entry.target);\n",
+        "",
+        f"{BROWSER_TEST}::test_only_what_is_in_view_is_asked_for",
+    ),
+    Mutant(
+        "each tab has a stream",
+        LIVE,
+        'await permitted("stream", STREAMS)',
+        "() => {}",
+        f"{READERS_TEST}::test_a_tab_without_a_stream_of_its_own_asks_instead",
+    ),
+    Mutant(
+        "a stream that is held back is waited for",
+        LIVE,
+        "    isHeldUp = true;\n",
+        "",
+        f"{READERS_TEST}::test_what_is_held_back_on_the_way_is_asked_for_instead",
+    ),
     Mutant(
         "each tab takes a connection for the slots",
         "kernel_api/aios_kernel_api/page/static/slots.js",
         'await permitted("slots", STREAMS)',
         "() => {}",
-        "tests/integration/test_page_readers.py"
-        "::test_two_tabs_follow_the_slots_and_a_third_says_why_it_does_not",
+        f"{READERS_TEST}::test_two_tabs_follow_the_slots_and_a_third_says_why_it_does_not",
     ),
     Mutant(
         "tables scroll sideways on a narrow screen",

@@ -136,6 +136,11 @@ class ToolCard(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="tool.
         """How long one call may take."""
         return self.limits.timeout_s
 
+    @property
+    def comes_with_kernel(self) -> bool:
+        """Whether it is the kernel's own: `source` is a file that may say what holds for it."""
+        return self.name.startswith(KERNEL_TOOLS)
+
 
 class ToolRun(Request, frozen=True, tag="tool.call"):
     """Run a tool with arguments that its schema allows; they are checked before anything runs.

@@ -21,6 +21,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+HOURS_TOLD = 48  # what was longer ago is told in days
 HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -48,6 +49,7 @@ def environment() -> Environment:
         seconds=seconds,
         short_id=short_id,
         plural=plural,
+        grouped=_grouped,
         money=_money,
         ago=_ago,
         json_text=json_text,
@@ -61,10 +63,21 @@ def _one_line(text: object) -> str:
 
 
 def _ago(age_s: float) -> str:
-    """Return how long ago something was, so coarse that it stays the same for a while."""
+    """Return how long ago something was, so coarse that it stays the same for a while.
+
+    What another machine's clock has in the future was just now.
+    """
     if age_s < 60:
-        return f"{age_s:.0f} s ago" if age_s < 10 else f"{age_s // 10 * 10:.0f} s ago"
-    return f"{age_s // 60:.0f} min ago" if age_s < 3600 else f"{age_s // 3600:.0f} h ago"
+        return f"{max(0.0, age_s):.0f} s ago" if age_s < 10 else f"{age_s // 10 * 10:.0f} s ago"
+    if age_s < 3600:
+        return f"{age_s // 60:.0f} min ago"
+    hours = int(age_s // 3600)
+    return f"{hours} h ago" if hours < HOURS_TOLD else f"{plural(hours // 24, 'day')} ago"
+
+
+def _grouped(number: float) -> str:
+    """Return a number with its thousands apart."""
+    return f"{number:,}".removesuffix(".0")
 
 
 def _money(cost_nano: dict[str, int]) -> str:

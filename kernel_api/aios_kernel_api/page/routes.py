@@ -10,7 +10,7 @@ from aios_kernel_api.page.decisions import (
     settings,
 )
 from aios_kernel_api.page.parts import Parts
-from aios_kernel_api.page.runs import program, slots
+from aios_kernel_api.page.runs import program, slots, trace_file
 
 PARTS = {
     part.name: part
@@ -37,6 +37,7 @@ ROUTES = (
     *settings.ROUTES,
     *audit.ROUTES,
     *program.ROUTES,
+    *trace_file.ROUTES,
     *slots.ROUTES,
     *tools.ROUTES,
     *live.ROUTES,

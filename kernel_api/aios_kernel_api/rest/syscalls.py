@@ -12,42 +12,42 @@ A syscall is published as soon as it is acknowledged here, and goes on when its 
 import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
-from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from aios_broker.client.pending import Pending
-from aios_broker.contract.errors import (
-    ErrorBody,
-    InvalidRequest,
-    InvalidSyscall,
-    from_wire,
-)
+from aios_broker.contract.errors import InvalidRequest, InvalidSyscall, from_wire
 from aios_broker.contract.names import Module, Name, SyscallId
-from aios_broker.contract.reply import Reply, Result, Timings, decode_reply
+from aios_broker.contract.reply import Reply
 from aios_broker.contract.syscall import (
     DEFAULT_DEADLINE_S,
     MAX_DEADLINE_S,
     Body,
-    State,
     Syscall,
 )
-from aios_broker.queues.records import JobView
 from aios_kernel_api.bodies import decode, decode_each, left, query_of, read_body
 from aios_kernel_api.identity import Caller, caller_of, require_agent
-from aios_kernel_api.kernel import Found, Kernel, kernel_of
+from aios_kernel_api.kernel import Kernel, kernel_of
 from aios_kernel_api.large_work import PIECE_BYTES, WorkProgress
-from aios_kernel_api.problems import told_body
+from aios_kernel_api.rest.syscall_view import (
+    SyscallView,
+    answer,
+    encoded_list,
+    ended_view,
+    live_view,
+    taken_view,
+    view_of,
+    view_of_pending,
+)
 
 MAX_WAIT_S = 600.0
 MAX_LIST = 500
 MAX_LIST_BYTES = 16 * 1024 * 1024
-MOST_ANSWER_BYTES = 32 * 1024 * 1024  # of a list's answer: results beyond that are left out
 KEY_HEADER = "idempotency-key"
 
 T = TypeVar("T")
@@ -70,29 +70,6 @@ _REQUESTS: msgspec.json.Decoder[SyscallRequest | list[SyscallRequest]] = msgspec
     SyscallRequest | Annotated[list[SyscallRequest], Meta(min_length=1, max_length=MAX_LIST)]
 )
 _REQUEST = msgspec.json.Decoder(SyscallRequest)
-# refused: nothing of it runs. lost: the kernel did not answer; it may run.
-ViewState = Literal[State, "refused", "lost"]
-
-
-class SyscallView(Struct, frozen=True, omit_defaults=True):
-    """Where a syscall stands; a result or an error once it has ended."""
-
-    id: str
-    state: ViewState
-    module: Module | None = None
-    position: int | None = None  # 0 is next; none when it does not wait
-    worker: str = ""
-    attempt: int = 0
-    slices: int = 0
-    suspensions: int = 0
-    tokens: int = 0
-    queued_s: float = 0.0
-    ran_s: float = 0.0
-    deadline_in_s: float | None = None
-    result: Result | None = None
-    error: ErrorBody | None = None
-    timings: Timings | None = None
-    left_out: bool = False  # its result, from a list that is too large with it: ask for it by `id`
 
 
 class SubmitQuery(Struct, frozen=True):
@@ -220,54 +197,6 @@ def heard(pending: Pending) -> Reply | None:
     return pending.reply
 
 
-def view_of(syscall_id: str, found: Found) -> SyscallView:
-    """Return a syscall as it is shown."""
-    if found.reply is not None:
-        return ended_view(decode_reply(found.reply))
-    if found.live is not None:
-        return _live_view(found.live)
-    return SyscallView(syscall_id, msgspec.convert(found.state, State))
-
-
-def ended_view(reply: Reply) -> SyscallView:
-    """Return a syscall that has ended as it is shown."""
-    if reply.error is None:
-        state: State = "finished"
-    else:
-        state = "cancelled" if reply.error.code == "cancelled" else "failed"
-    return SyscallView(
-        reply.id,
-        state,
-        worker=reply.worker,
-        result=reply.result,
-        error=reply.error and told_body(reply.error),
-        timings=reply.timings,
-    )
-
-
-def answer(view: SyscallView, status: int = 200) -> Response:
-    """Return what shows a syscall."""
-    headers = {"location": f"/v1/syscalls/{view.id}"}
-    return Response(msgspec.json.encode(view), status, headers, "application/json")
-
-
-def _live_view(live: JobView) -> SyscallView:
-    return SyscallView(
-        live.job_id,
-        live.state,
-        module=msgspec.convert(live.module, Module),
-        position=live.position,
-        worker=live.worker,
-        attempt=live.attempt,
-        slices=live.slices,
-        suspensions=live.suspensions,
-        tokens=live.tokens,
-        queued_s=live.queued_s,
-        ran_s=live.ran_s,
-        deadline_in_s=live.deadline_in_s,
-    )
-
-
 def _syscall(
     kernel: Kernel, caller: Caller, asked: SyscallRequest, header_key: str | None
 ) -> Syscall:
@@ -299,7 +228,7 @@ async def _one(request: Request, syscall: Syscall, wait_s: float) -> Response:
         await ended(request, [pending], wait_s)
         reply = heard(pending)
     if reply is None:
-        view = _taken_view(pending)
+        view = taken_view(pending)
         if wait_s > 0:
             [view] = await _standing(kernel, [syscall], [view])
         return answer(view, 202)
@@ -326,28 +255,13 @@ async def _several(request: Request, batches: Sequence[Batch[Syscall]], wait_s: 
                 # One batch at a time: those of others go in between.
                 await asyncio.wait([each.accepted for each in sent])
         await ended(request, calls, wait_s)
-        views = [_view_of_pending(each) for each in calls]
+        views = [view_of_pending(each) for each in calls]
         if wait_s > 0:
             asked = [each for _, batch in batches for each in batch]
             views = await _standing(kernel, asked, views)
     status = 200 if all(each.reply is not None for each in calls) else 202
     async with kernel.large_work.of(owner) as progress:
-        return Response(await _encoded(views, progress), status, media_type="application/json")
-
-
-async def _encoded(views: Sequence[SyscallView], progress: WorkProgress) -> bytes:
-    """Return a list as JSON that is not much larger than it may be."""
-    parts: list[bytes] = []
-    size_bytes = 0
-    for view in views:
-        part = msgspec.json.encode(view)
-        await progress.before(len(part))
-        size_bytes += len(part)
-        if size_bytes > MOST_ANSWER_BYTES and view.result is not None:
-            size_bytes -= len(part)
-            part = msgspec.json.encode(replace(view, result=None, left_out=True))
-        parts.append(part)
-    return b"[" + b",".join(parts) + b"]"
+        return Response(await encoded_list(views, progress), status, media_type="application/json")
 
 
 async def _standing(
@@ -359,24 +273,11 @@ async def _standing(
         if view.state == "queued":
             by_module.setdefault(syscall.module, []).append(syscall.id)
     live = {
-        one.job_id: _live_view(one)
+        one.job_id: live_view(one)
         for module, ids in by_module.items()
         for one in await kernel.control.jobs_of(ids, module)
     }
     return [live.get(view.id, view) for view in views]
-
-
-def _view_of_pending(pending: Pending) -> SyscallView:
-    if pending.reply is None:
-        return _taken_view(pending)
-    view = ended_view(pending.reply)
-    if pending.state == "ended":
-        return view
-    return replace(view, state="refused" if pending.state == "refused" else "lost")
-
-
-def _taken_view(pending: Pending) -> SyscallView:
-    return SyscallView(pending.id, "queued", pending.module)
 
 
 def id_in(request: Request) -> str:

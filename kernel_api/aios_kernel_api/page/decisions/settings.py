@@ -35,6 +35,7 @@ LIMITS: dict[LimitName, str] = {
     "max_unread": "Unread replies",
 }
 PAGE_LENGTH = 100
+NO_LIMIT = 2**31  # so many tokens no generation has
 POLICY_FIELDS = ("name", "quantum_s", "quantum_tokens", "unserved_core")
 
 
@@ -62,6 +63,7 @@ async def view_policy(request: Request) -> Response:
         choices=POLICIES,
         suspended_for=SUSPENDED_FOR,
         ranges=ranges(PolicyChange),
+        no_limit=NO_LIMIT,
     )
 
 

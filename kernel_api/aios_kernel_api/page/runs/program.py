@@ -40,6 +40,7 @@ VIEWS: tuple[View, ...] = get_args(View)
 SYSCALLS: Mapping[View, int] = {"compact": 200, "timeline": 200, "everything": 40}
 LIVE_READ = 200  # of the syscalls that have not ended: what they wait for is read of each
 TEXT_BYTES = 64 * 1024  # of a request or an answer that is shown
+IN_TRACE = 1_000  # syscalls of a file for Perfetto; the command writes any number
 WIDTH = 1000  # of a timeline, in units of its own
 
 
@@ -136,7 +137,7 @@ class Relative:
 
 async def read(kernel: Kernel, caller: Caller, query: ProgramQuery) -> dict[str, object]:
     """Return what the templates show of a program."""
-    tenant, agent = _whose(caller, query)
+    tenant, agent = whose_program(caller, query.tenant, query.agent)
     before = None if query.before is None else datetime.fromtimestamp(query.before, UTC)
     history = History(kernel.connection, kernel.keys, kernel.database)
     runs = Runs(history, kernel.database, kernel.keys.prefix)
@@ -163,21 +164,22 @@ async def read(kernel: Kernel, caller: Caller, query: ProgramQuery) -> dict[str,
         "spans_s": _spans_ms(lives, now_ms) / 1000,
         "views": VIEWS,
         "width": WIDTH,
+        "in_trace": IN_TRACE,
     }
 
 
-def _whose(caller: Caller, query: ProgramQuery) -> tuple[str, str]:
-    """Return whose program it is; without a name, the caller's own.
+def whose_program(caller: Caller, tenant: str | None, agent: str | None) -> tuple[str, str]:
+    """Return whose program is meant; without a name, the caller's own.
 
     Raises:
         UnknownAgent: of somebody whom the caller may not know of.
         InvalidRequest: an operator does not say whose.
     """
-    whose = whose_of(caller, query.tenant, query.agent)
-    agent = whose.agent or (caller.agent if caller.scope != "operator" else None)
-    if agent is None or whose.tenant is None:
+    whose = whose_of(caller, tenant, agent)
+    its = whose.agent or (caller.agent if caller.scope != "operator" else None)
+    if its is None or whose.tenant is None:
         raise InvalidRequest("nobody is named", field="query.agent", remedy="name the agent")
-    return whose.tenant, agent
+    return whose.tenant, its
 
 
 async def _alive(kernel: Kernel, lives: Sequence[Life]) -> dict[str, JobView]:

@@ -6,6 +6,7 @@
 import { isLoggedIn, loggedOut } from "./login.js";
 import { morph } from "./morph.js";
 import { permitted } from "./streams.js";
+import "./filters.js";
 import "./ticks.js";
 
 const SETTLE_MS = 150; // parts scroll in and out of view

@@ -102,7 +102,8 @@ function sampled(samples) {
   for (const { made, series } of charts) made.setData([points.at, ...series.map(([, values]) => values)]);
   const [, tokens, running, waiting, oldest] = samples.at(-1);
   const longest = waiting ? `, the oldest for ${oldest.toFixed(1)} s` : "";
-  put("charts-now", `Now: ${tokens} tokens/s, ${running} running, ${waiting} waiting${longest}. Times are UTC.`);
+  const told = [tokens, running, waiting].map((each) => each.toLocaleString("en"));
+  put("charts-now", `Now: ${told[0]} tokens/s, ${told[1]} running, ${told[2]} waiting${longest}. Times are UTC.`);
 }
 
 function heard(news) {
