@@ -268,7 +268,9 @@ def test_the_policy_is_changed_while_it_runs(api: ApiScene) -> None:
         before = client.get("/v1/policy").json()["tool"]
         try:
             form = {"module": "tool", "name": "priority", "quantum_s": "0.25"}
-            assert send_form(person, "/policy", **form, quantum_tokens="").status_code == 303
+            answer = send_form(person, "/policy", **form, quantum_tokens="")
+            assert (answer.status_code, answer.headers["location"]) == (303, "/policy?changed=tool")
+            assert "The policy of tool is changed." in person.get("/policy?changed=tool").text
             after = client.get("/v1/policy").json()["tool"]
             assert (after["name"], after["quantum_s"]) == ("priority", 0.25)
             assert after["quantum_tokens"] == before["quantum_tokens"]

@@ -8,6 +8,7 @@ from msgspec import Struct, inspect
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
 from aios_broker.queues.quota import LIMIT_NAMES, LimitName
 from aios_broker.views.settings import POLICIES, SUSPENDED_FOR
@@ -48,6 +49,12 @@ class Range:
     is_whole: bool
 
 
+class PolicyViewQuery(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of which module the policy was changed just now."""
+
+    changed: Module | None = None
+
+
 class QuotaListQuery(Struct, frozen=True, forbid_unknown_fields=True):
     """Which page of the quotas."""
 
@@ -56,6 +63,7 @@ class QuotaListQuery(Struct, frozen=True, forbid_unknown_fields=True):
 
 async def view_policy(request: Request) -> Response:
     """Show the policies that are in force, what there is to choose, and the ranges."""
+    query = query_from(dict(request.query_params), PolicyViewQuery)
     return await page(
         request,
         "decisions/policy.html",
@@ -64,6 +72,7 @@ async def view_policy(request: Request) -> Response:
         suspended_for=SUSPENDED_FOR,
         ranges=ranges(PolicyChange),
         no_limit=NO_LIMIT,
+        changed=query.changed,
     )
 
 
@@ -76,7 +85,8 @@ async def change_policy(request: Request, form: Form) -> Response:
         query={"module": form.one("module")},
         body=_given(form, POLICY_FIELDS),
     )
-    return RedirectResponse("/policy", 303, HEADERS)
+    changed = query_from({"changed": form.one("module")}, PolicyViewQuery)
+    return RedirectResponse(address_of("/policy", changed), 303, HEADERS)
 
 
 async def view_quotas(request: Request) -> Response:
