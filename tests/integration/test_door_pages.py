@@ -52,6 +52,7 @@ def test_the_example_runs(api: ApiScene, kind: str, block: str, tmp_path: Path) 
             "PYTHONPATH": os.pathsep.join(sys.path),
             "AIOS_API": api.url,
             "AIOS_TOKEN": api.token("ada", "default"),
+            "AIOS_OPERATOR": api.operator,
         },
         capture_output=True,
         text=True,
