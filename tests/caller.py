@@ -80,10 +80,15 @@ class Caller:
         tenant: str = "default",
         agent: str = "ada",
         needs: tuple[Need, ...] | None = None,
+        id: str = "",
     ) -> list[str]:
-        """Submit syscalls of one module; return their ids. `needs`: what they say they need."""
+        """Submit syscalls of one module; return their ids.
+
+        `needs`: what they say they need. `id`: of the only one, which had it before.
+        """
         syscalls = [
-            Syscall(new_id(), agent, body, deadline_s=deadline_s, tenant=tenant) for body in bodies
+            Syscall(id or new_id(), agent, body, deadline_s=deadline_s, tenant=tenant)
+            for body in bodies
         ]
         await submitted(
             self.queue(syscalls[0].module),
@@ -178,10 +183,12 @@ class WorkerProcess:
     def __init__(self, url: str, *of: str, **settings: object) -> None:
         self.url = url
         self._command = (sys.executable, "-m", "aios_workers", *of)
-        folders = ("broker", "workers")
+        folders = [str(ROOT / folder) for folder in ("broker", "workers")]
+        if "MUTANT" in os.environ:  # the package that is broken on purpose, before the others
+            folders.insert(0, os.environ["PYTHONPATH"])
         self._environment = {
             "PATH": os.environ.get("PATH", ""),
-            "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in folders),
+            "PYTHONPATH": os.pathsep.join(folders),
             "AIOS_REDIS_URL": url,
             "AIOS_LLM_CORE": "simulated",
             **{name.upper(): str(value) for name, value in settings.items()},

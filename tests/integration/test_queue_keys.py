@@ -103,6 +103,7 @@ OF_OURS = {
     "exec_tenants",
     "exec_host:{host}",
     "exec_inbox:{host}",
+    "exec_commit:{job}:{digest}",
     "tool_cards",
     "tool_limits:{q}",
 }

@@ -6,6 +6,8 @@ FOLDER = "workers/aios_workers/modules/tool/workspace/"
 FOLDER_TEST = "tests/unit/test_workspace_folder.py"
 CHANGES_TEST = "tests/unit/test_workspace_changes.py"
 APPLY_TEST = "tests/integration/test_storage_apply.py"
+COMMITS = "workers/aios_workers/modules/tool/sessions/commits.py"
+DEATHS_TEST = "tests/faults/test_commit_deaths.py"
 APPLY = "workers/aios_workers/modules/storage/changes.py"
 
 WORKSPACE_MUTANTS = (
@@ -114,5 +116,27 @@ WORKSPACE_MUTANTS = (
         "    taken.insert(0, shown)",
         "    assert shown",
         APPLY_TEST,
+    ),
+    Mutant(
+        "workspace: a commit that was begun is not lost with its session",
+        COMMITS,
+        "        if not _is_begun(decided):\n",
+        "        if True:\n",
+        DEATHS_TEST
+        + "::test_what_was_decided_before_storage_was_asked_is_written_by_another_worker",
+    ),
+    Mutant(
+        "workspace: who says that nothing was written decides that",
+        COMMITS,
+        "lambda: self._records.decided(syscall, CommitRecord()))\n",
+        "lambda: self._records.one(syscall)) or CommitRecord()\n",
+        DEATHS_TEST + "::test_a_worker_that_was_taken_for_dead_writes_nothing_after_that_was_said",
+    ),
+    Mutant(
+        "workspace: a commit that is run again writes what it had decided to",
+        COMMITS,
+        "        decided = await patiently(lambda: self._records.one(syscall))\n",
+        "        decided: CommitRecord | None = None\n",
+        DEATHS_TEST + "::test_a_commit_that_is_run_again_when_it_was_done_says_what_it_wrote",
     ),
 )

@@ -29,13 +29,13 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.exec import (
     ExecChanges,
+    ExecCommit,
     ExecDiscard,
     ExecFailure,
     ExecOpen,
     ExecOutcome,
     ExecRun,
     ExecSession,
-    WorkspaceBody,
 )
 from aios_broker.contract.names import Owner
 from aios_broker.contract.syscall import Syscall
@@ -59,6 +59,7 @@ from aios_workers.modules.tool.sessions.session_process import (
     SessionProcess,
     SessionRun,
 )
+from aios_workers.modules.tool.workspace.changes import Changes
 from aios_workers.modules.tool.workspace.folder import remove
 from aios_workers.modules.tool.workspace.session_files import SessionFiles
 
@@ -246,22 +247,35 @@ class SessionHost:
         finally:
             session.waiting -= 1
 
-    async def in_workspace(self, syscall: Syscall, asked: WorkspaceBody) -> WorkspaceChanges:
-        """Look at a session's files, write them to storage, or put them back.
+    async def in_workspace(
+        self, owner: Owner, asked: ExecChanges | ExecDiscard
+    ) -> WorkspaceChanges:
+        """Tell what differs in a session's files, or put them back.
 
         Raises:
             SessionLost: It is gone; `SessionBusy`, `UnknownSession`, and what the files raise.
         """
-        async with self._turn(syscall.owner, asked.session) as session:
+        async with self._turn(owner, asked.session) as session:
             session.used_s = self._clock()
-            files = session.files
-            if isinstance(asked, ExecChanges):
-                holder = Holder(*syscall.owner)
-                return await files.changes(holder, asked.session, asked.paths, diff=asked.diff)
             if isinstance(asked, ExecDiscard):
-                return await files.discard(asked.session, asked.paths)
-            found = await files.look(asked.paths)
-        return await files.commit(syscall, asked.session, found)  # it may wait for a person
+                return await session.files.discard(asked.session, asked.paths)
+            holder = Holder(*owner)
+            return await session.files.changes(holder, asked.session, asked.paths, diff=asked.diff)
+
+    async def changes(self, owner: Owner, asked: ExecCommit) -> Changes:
+        """Return what a commit would take: the session's turn is free by then.
+
+        Raises:
+            SessionLost: It is gone; `SessionBusy`, `UnknownSession`, and what the files raise.
+        """
+        async with self._turn(owner, asked.session) as session:
+            session.used_s = self._clock()
+            return await session.files.look(asked.paths)
+
+    def files(self, owner: Owner, asked: ExecCommit) -> SessionFiles | None:
+        """Return a session's files; None: it lives here no more."""
+        session = self._sessions.get(asked.session)
+        return session.files if session is not None and session.owner == owner else None
 
     async def _ran(
         self, session: Session, syscall: Syscall, asked: ExecRun, heard: Callable[[str], None]

@@ -3,12 +3,14 @@
 import secrets
 from contextlib import AsyncExitStack
 
+from aios_broker.queues.exec_commits import CommitRecords
 from aios_broker.queues.exec_sessions import SessionRecords
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import periodic_task
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.tool.running import Launch, Sandbox
+from aios_workers.modules.tool.sessions.commits import Commits
 from aios_workers.modules.tool.sessions.host import SessionHost, SessionTerms
 from aios_workers.modules.tool.sessions.session_answers import SessionAnswers
 from aios_workers.modules.tool.sessions.session_calls import Calls
@@ -43,7 +45,8 @@ async def open_sessions(
     )
     host = SessionHost(f"{name}.{secrets.token_hex(3)}", records, calls, sandbox, place, terms)
     stack.push_async_callback(host.close)
-    answers = SessionAnswers(host, records, waiting)
+    commits = Commits(host, CommitRecords(connection, keys), calls)
+    answers = SessionAnswers(host, records, commits, waiting)
     stack.push_async_callback(answers.close)
     trouble = "exec sessions are not seen to"
     await stack.enter_async_context(periodic_task("exec sessions", host.step, trouble))

@@ -12,7 +12,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from aios_broker.contract.errors import KernelError, ModuleError, WorkerLost
+from aios_broker.contract.errors import (
+    KernelError,
+    ModuleError,
+    SessionLost,
+    UnknownSession,
+    WorkerLost,
+)
 from aios_broker.contract.exec import (
     ExecBody,
     ExecChanges,
@@ -33,6 +39,7 @@ from aios_broker.contract.syscall import Syscall, decode_syscall, encode_syscall
 from aios_broker.queues.exec_sessions import SessionRecord, SessionRecords
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import patiently
+from aios_workers.modules.tool.sessions.commits import Commits
 from aios_workers.modules.tool.sessions.host import SessionHost, lost, unknown
 from aios_workers.runtime.executor import Done
 from aios_workers.runtime.runs import Run
@@ -46,9 +53,12 @@ _Message = dict[str, Any]
 class SessionAnswers:
     """The syscalls of sessions, as one worker answers them."""
 
-    def __init__(self, host: SessionHost, records: SessionRecords, waiting: Connection) -> None:
+    def __init__(
+        self, host: SessionHost, records: SessionRecords, commits: Commits, waiting: Connection
+    ) -> None:
         """Take the sessions that live here; `waiting`: a connection that blocks for messages."""
         self._host = host
+        self._commits = commits
         self._records = records
         self._waiting = waiting
         self._heard: dict[str, asyncio.Queue[_Message]] = {}  # of what was sent elsewhere
@@ -69,6 +79,9 @@ class SessionAnswers:
             return Done(await self._host.open(syscall, body))
         if isinstance(body, ExecList):
             return Done(await patiently(lambda: self._listed(syscall.owner)))
+        if isinstance(body, ExecCommit):
+            run.step_aside()  # it waits for storage, and for a person
+            return Done(await self._committed(syscall, body))
         record = await patiently(lambda: self._record(syscall.owner, body.session))
         if run.lease.losses and isinstance(body, ExecRun):
             raise _unsure()
@@ -85,6 +98,16 @@ class SessionAnswers:
                     else _unsure()
                 ) from None
             raise
+
+    async def _committed(self, syscall: Syscall, body: ExecCommit) -> Result:
+        """Commit where the session lives; what was begun goes on without it."""
+        try:
+            record = await patiently(lambda: self._record(syscall.owner, body.session))
+            if record.host == self._host.name:
+                return await self._here(syscall, _unheard)
+            return await self._elsewhere(record, syscall, _unheard)
+        except (SessionLost, UnknownSession) as error:
+            return await self._commits.without_session(syscall, body, error)
 
     async def _record(self, owner: Owner, session_id: str) -> SessionRecord:
         """Return where a session lives.
@@ -150,8 +173,10 @@ class SessionAnswers:
                 return await self._host.reset(syscall.owner, session)
             case ExecClose(session=session):
                 return await self._host.close_one(syscall.owner, session)
-            case ExecChanges() | ExecCommit() | ExecDiscard():
-                return await self._host.in_workspace(syscall, body)
+            case ExecChanges() | ExecDiscard():
+                return await self._host.in_workspace(syscall.owner, body)
+            case ExecCommit():
+                return await self._commits.of_session(syscall, body)
 
     async def _elsewhere(
         self, record: SessionRecord, syscall: Syscall, heard: Callable[[str], None]
@@ -238,6 +263,10 @@ class SessionAnswers:
         for task in served:
             task.cancel()
         await asyncio.gather(*served, return_exceptions=True)
+
+
+def _unheard(_: str) -> None:
+    """A commit prints nothing."""
 
 
 def _unsure() -> WorkerLost:

@@ -5,8 +5,8 @@ What was put there is kept beside the session's folder, where nothing of the ses
 
 import asyncio
 import base64
-import contextlib
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import mkdtemp
@@ -15,9 +15,9 @@ import msgspec
 from msgspec.structs import replace
 
 from aios_broker.comparing import MAX_COMPARED_BYTES, Comparer, Pair
-from aios_broker.contract.errors import ModuleError, WorkspaceLimit
+from aios_broker.contract.errors import KernelError, WorkspaceLimit
 from aios_broker.contract.names import MAX_TEXT_BYTES
-from aios_broker.contract.storage import MAX_CHANGES, Entries, Entry, FileChange, StorageApply
+from aios_broker.contract.storage import MAX_CHANGES, Entry, FileChange, StorageApply
 from aios_broker.contract.syscall import Syscall
 from aios_broker.contract.workspace import ChangedFile, Manifest, WorkspaceChanges
 from aios_broker.places import Holder
@@ -163,44 +163,36 @@ class SessionFiles:
         text = await self._comparer.unified(holder, pair)
         return pair.hidden() if text is None else text
 
-    async def commit(self, syscall: Syscall, session: str, found: Changes) -> WorkspaceChanges:
-        """Write what differs to storage in the agent's name, all or none; it may wait for a person.
+    async def committed(
+        self, syscall: Syscall, changes: Iterable[FileChange], entries: Iterable[Entry]
+    ) -> None:
+        """Take what a commit has written as what was put there. Done twice, it is the same.
 
-        Raises:
-            WorkspaceLimit: It is more than one commit takes.
-            VersionConflict: Storage has changed meanwhile; all that differs is named.
-            ApprovalDenied, ApprovalExpired: A person was asked.
+        A file that another commit has written since is left as that one has it.
         """
-        taken = [one for one in found.files if not one.is_refused]
-        done = {one.path: replace(one.shown, outcome="left") for one in found.files}
-        if taken:
-            body = _body_of(taken)
-            result = await self._calls.call(syscall, body, "commit")
-            if not isinstance(result, Entries) or len(result.entries) != len(taken):
-                raise ModuleError("storage did not say what was written")
-            for one, entry in zip(taken, result.entries, strict=True):
-                done[one.path] = await self._committed(syscall, one, entry)
-        return WorkspaceChanges(session, tuple(done.values()), found.ignored)
+        for change, entry in zip(changes, entries, strict=True):
+            path = change.path.removeprefix("/")
+            before = self._placed.get(path)
+            if not _is_of(before, change):
+                continue
+            if change.content is None:
+                self._placed.pop(path, None)
+            elif await self._is_kept(syscall, entry, _bytes_of(change)):
+                self._placed[path] = KeptFile(path, entry.version, entry.size_bytes, entry.sha256)
 
-    async def _committed(self, syscall: Syscall, one: Change, entry: Entry) -> ChangedFile:
-        """Take what storage has of a file now as what was put there."""
-        if one.content is None:
-            self._placed.pop(one.path, None)
-            return replace(one.shown, outcome="deleted")
-        content = one.content
-        placed = KeptFile(one.path, entry.version, entry.size_bytes, entry.sha256)
-        if entry.sha256 != one.shown.sha256:  # a person wrote something else there
-            content = await Fetching(self._calls, syscall, self._manifest).content_of(entry)
-        with contextlib.suppress(FileNotFoundError):  # the session may have ended meanwhile
+    async def _is_kept(self, syscall: Syscall, entry: Entry, content: bytes) -> bool:
+        """Keep what storage has of a file; return whether that was possible.
+
+        Where not, the file stays a change, and committed once more it is a conflict. What is
+        written is written: who asked for the commit hears that in any case.
+        """
+        try:
+            if entry.sha256 != hashlib.sha256(content).hexdigest():  # a person wrote something else
+                content = await Fetching(self._calls, syscall, self._manifest).content_of(entry)
             await asyncio.to_thread(self._keep, entry.sha256, content)
-        self._placed[one.path] = placed
-        return replace(
-            one.shown,
-            outcome="written",
-            version=entry.version,
-            size_bytes=entry.size_bytes,
-            sha256=entry.sha256,
-        )
+        except (KernelError, OSError):  # it changes meanwhile, or the session has ended
+            return False
+        return True
 
     async def discard(self, session: str, paths: Sequence[str]) -> WorkspaceChanges:
         """Put back what differs.
@@ -242,8 +234,8 @@ class SessionFiles:
         await asyncio.to_thread(remove, self._kept)
 
 
-def _body_of(taken: Sequence[Change]) -> StorageApply:
-    """Return the syscall that writes these files, and deletes those that are removed.
+def changes_of_storage(taken: Sequence[Change]) -> tuple[FileChange, ...]:
+    """Return what writes these files, and deletes those that are removed.
 
     Raises:
         WorkspaceLimit: They are more than one syscall takes.
@@ -252,10 +244,10 @@ def _body_of(taken: Sequence[Change]) -> StorageApply:
         raise _too_much(f"{len(taken)} files", f"{MAX_CHANGES}")
     if any(one.content is None and one.shown.state != "removed" for one in taken):
         raise _too_much(f"more than {KEEP_BYTES} bytes", f"{MOST_COMMIT_BYTES}")
-    body = StorageApply([_change(one) for one in taken])
-    if (size := len(msgspec.json.encode(body))) > MOST_COMMIT_BYTES:
+    changes = tuple(map(_change, taken))
+    if (size := len(msgspec.json.encode(StorageApply(changes)))) > MOST_COMMIT_BYTES:
         raise _too_much(f"{size} bytes as they are sent", f"{MOST_COMMIT_BYTES}")
-    return body
+    return changes
 
 
 def _change(one: Change) -> FileChange:
@@ -270,6 +262,18 @@ def _change(one: Change) -> FileChange:
         except UnicodeDecodeError:
             pass
     return FileChange(path, base64.b64encode(one.content).decode(), "base64", if_version, if_sha256)
+
+
+def _bytes_of(change: FileChange) -> bytes:
+    text = change.content or ""
+    return base64.b64decode(text) if change.encoding == "base64" else text.encode()
+
+
+def _is_of(placed: KeptFile | None, change: FileChange) -> bool:
+    """Whether a change was made from what is placed."""
+    if placed is None:
+        return change.if_version == 0
+    return (placed.version, placed.sha256) == (change.if_version, change.if_sha256)
 
 
 def _too_much(has: str, most: str) -> WorkspaceLimit:
