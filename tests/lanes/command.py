@@ -20,7 +20,9 @@ from tests.lanes.pythons import Python, find_pythons, in_words
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP_LIMIT_S = 3600.0  # a step that runs longer hangs; single tests have limits of their own
-PARALLEL = ("-n", "2", "--dist", "loadfile")  # tests of one file share what is dear to start
+# Tests of one file share what is dear to start. Files go in the order of their names: unit tests,
+# short and many, come last, so that no runner is left alone with a long file.
+PARALLEL = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 SGLANG_STAMP = Path(".aios/sglang/aios-sglang-cpu")  # made by `aios setup --sglang-cpu`
 STEP_NAMES = ("lint", "format", "types", "imports", "pythons", "mutants", "pytest")
 QUICK_STEPS = ("lint", "format", "types", "imports", "pytest")
