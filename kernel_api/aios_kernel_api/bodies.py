@@ -5,9 +5,9 @@ are never kept. Compressed ones are refused: nobody can send what is small here 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -17,7 +17,6 @@ from aios_broker.contract.errors import (
     InvalidRequest,
     InvalidSyscall,
     KernelError,
-    QueueFull,
     RequestTimeout,
     RequestTooLarge,
     UnsupportedMedia,
@@ -26,9 +25,9 @@ from aios_broker.contract.json_text import (
     DuplicateKey,
     has_more_values,
     has_nul,
-    refuse_duplicate_keys,
+    read_once_each,
 )
-from aios_broker.contract.names import MAX_TEXT_BYTES
+from aios_broker.contract.names import MAX_TEXT_BYTES, Owner
 from aios_broker.contract.syscall import (
     KINDS,
     MAX_VALUES,
@@ -37,60 +36,12 @@ from aios_broker.contract.syscall import (
     refuse_shape,
     unknown_kind,
 )
-from aios_kernel_api.large_work import WorkProgress
+from aios_kernel_api.large_work import WorkProgress, weight_of
 
 MAX_BODY_BYTES = MAX_TEXT_BYTES + 64 * 1024  # one syscall and what stands around it
+NOBODY = Owner("", "")  # whoever has no token
 T = TypeVar("T")
 Q = TypeVar("Q", bound=Struct)
-
-
-class Room:
-    """Bytes of bodies that all requests together may hold."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self.free_bytes = most_bytes
-
-    @property
-    def taken_bytes(self) -> int:
-        """How much they hold now."""
-        return self._most_bytes - self.free_bytes
-
-    @contextmanager
-    def take(self) -> Iterator["Share"]:
-        """Hold what one request reads, for as long as it reads."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            self.free_bytes += share.size_bytes
-
-    def grow(self, size_bytes: int) -> None:
-        """Take more.
-
-        Raises:
-            QueueFull: there is none left.
-        """
-        if size_bytes > self.free_bytes:
-            raise QueueFull(
-                "the API reads as much as it may at the moment",
-                remedy="send it again later",
-                retry_after_s=1.0,
-            )
-        self.free_bytes -= size_bytes
-
-
-class Share:
-    """What one request holds of the room."""
-
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self.size_bytes = 0
-
-    def grow(self, size_bytes: int) -> None:
-        """Hold more; QueueFull where there is no room."""
-        self._room.grow(size_bytes)
-        self.size_bytes += size_bytes
 
 
 async def read_body(
@@ -113,20 +64,40 @@ async def read_body(
     limit_s = kernel.config.api_slow_client_s if within_s is None else within_s
     parts: list[bytes] = []
     try:
-        with kernel.room.take() as share:
+        with kernel.room.take(_owner(request).tenant) as share:
             async with asyncio.timeout(limit_s):
                 async for part in request.stream():
                     share.grow(len(part))
                     if share.size_bytes > most_bytes:
                         raise _too_large(most_bytes)
                     parts.append(part)
-            return b"".join(parts)
+            data = b"".join(parts)
+            request.state.weight = weight_of(data)
+            return data
     except TimeoutError as error:
         raise RequestTimeout(
             f"the body did not come within {limit_s:g} s", field="body", remedy="send it faster"
         ) from error
     except ClientDisconnect as error:
         raise InvalidRequest("the client left in the middle of its body", field="body") from error
+
+
+@asynccontextmanager
+async def in_turn(request: Request, times: int = 1) -> AsyncIterator[WorkProgress]:
+    """Do for a request, in a block, what takes as long as to read its body: in its tenant's turn.
+
+    Args:
+        request: Its body was read.
+        times: What each of its bytes counts.
+    """
+    async with request.app.state.kernel.large_work.of(_owner(request)) as progress:
+        await progress.before(times * getattr(request.state, "weight", 0))
+        yield progress
+
+
+def _owner(request: Request) -> Owner:
+    caller = getattr(request.state, "caller", None)
+    return NOBODY if caller is None else caller.owner
 
 
 async def read_json(
@@ -142,7 +113,9 @@ async def read_json(
         InvalidRequest: see `read_body`.
         InvalidSyscall: it is none; `field` is the path of what is wrong.
     """
-    return decode(await read_body(request, most_bytes=most_bytes, within_s=within_s), decoder)
+    data = await read_body(request, most_bytes=most_bytes, within_s=within_s)
+    async with in_turn(request):
+        return decode(data, decoder)
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
@@ -152,40 +125,48 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         InvalidSyscall: it is none: nested too deeply, too many values, a NUL character, a wrong or
             unknown field, an object with a key twice.
     """
-    refuse_shape(data)
-    refuse_ambiguous(data)
     try:
-        if has_nul(data):
-            refuse_nul(msgspec.json.decode(data))
+        read_plain(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        decode_again(data, decoder)  # raises, as a rule, and says more of where
         raise _explained(data, error) from error
     return decode_again(data, decoder)
 
 
-def refuse_ambiguous(data: bytes) -> None:
-    """Return when no object of a JSON text has a key twice; its depth is known to be bounded.
+def read_plain(data: bytes) -> Any:  # noqa: ANN401 - whatever JSON may be
+    """Return what JSON from outside says, as plain values.
 
     Raises:
-        InvalidSyscall: one has; `field` is the key. Of two readers, each could take another one.
+        InvalidSyscall: it is nested too deeply, has too many values, a NUL character, or an object
+            with a key twice; `field` is the key, or the path.
+        msgspec.DecodeError, UnicodeDecodeError: it is no JSON.
     """
+    refuse_shape(data)
     try:
-        refuse_duplicate_keys(data)
+        value = read_once_each(data)
     except DuplicateKey as error:
-        raise InvalidSyscall(
-            f"the body is ambiguous: {error}", field=error.key, remedy="send each key once"
-        ) from error
+        raise ambiguous(error) from error
+    if has_nul(data):
+        refuse_nul(value)
+    return value
+
+
+def ambiguous(error: DuplicateKey) -> InvalidSyscall:
+    """Return the error of an object that has a key twice: each reader could take another one."""
+    return InvalidSyscall(
+        f"the body is ambiguous: {error}", field=error.key, remedy="send each key once"
+    )
 
 
 async def decode_each(
     data: bytes, decoder: msgspec.json.Decoder[T], progress: WorkProgress
 ) -> AsyncIterator[tuple[T, int]]:
-    """Yield what stands in a list in JSON from outside, and how many bytes it has there.
+    """Yield what stands in a list in JSON from outside, and what it weighs there.
 
     Raises:
         InvalidSyscall: as `decode` does; `field` begins with the place in the list. What comes
             before that was yielded.
     """
-    await progress.before(len(data))
     if has_more_values(data, MAX_VALUES):
         refuse_shape(data)
     try:
@@ -197,13 +178,14 @@ async def decode_each(
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _explained(data, error) from error
     for place, item in enumerate(items):
-        await progress.before(len(item))
+        weight = weight_of(bytes(item))
+        await progress.before(weight)
         try:
             found = decode(bytes(item), decoder)
         except KernelError as error:
             error.field = f"[{place}].{error.field or ''}".removesuffix(".")
             raise
-        yield found, len(item)
+        yield found, weight
 
 
 def decode_again(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:

@@ -24,12 +24,14 @@ from aios_broker.contract.names import Owner
 from aios_kernel_api.identity import Caller, identify, with_rights
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.problems import ErrorShape, told
+from aios_kernel_api.room import OpenAnswer, OpenAnswers
 from aios_kernel_api.stats import Served
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
 SENT_BYTES = 64 * 1024  # of an answer, in one turn of the loop
+ABORT = "aios.abort"  # an extension of a scope: ends its connection at once
 
 
 class OpenRequests:
@@ -88,7 +90,7 @@ class Border:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         with self._kernel.stats.request(scope["method"], self._route) as served:
-            await self._answered(scope, Answer(scope, receive, send, served))
+            await self._answered(scope, Answer(scope, receive, send, served, self._kernel.answers))
 
     async def _answered(self, scope: Scope, answer: "Answer") -> None:
         log.about.set({"request": answer.request_id})
@@ -124,11 +126,14 @@ class Border:
 class Answer:
     """The one answer to a request: it carries an id, under which the log speaks of it."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, served: Served) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, served: Served, answers: OpenAnswers
+    ) -> None:
         self.request_id = f"req_{secrets.token_hex(12)}"
         self.served = served
         self.has_begun = False
         self._scope, self._receive, self._send = scope, receive, send
+        self._answers = answers
         names = {name for name, _ in scope["headers"]}
         self._is_read = names.isdisjoint((b"content-length", b"transfer-encoding"))
 
@@ -148,13 +153,30 @@ class Answer:
             headers.setdefault(REQUEST_ID, self.request_id)
             headers.setdefault("x-content-type-options", "nosniff")
             headers.setdefault("cache-control", "no-store")
-        body, sent = message.get("body", b""), 0
-        while len(body) - sent > SENT_BYTES:
+        size_bytes = len(message.get("body", b""))
+        if size_bytes <= SENT_BYTES:
+            await self._send(message)
+            return
+        with self._answers.one(self._tenant, size_bytes, self._cut) as answer:
+            await self._send_large(message, answer)
+
+    async def _send_large(self, message: Message, answer: OpenAnswer) -> None:
+        body, sent = message["body"], 0
+        while len(body) - sent > SENT_BYTES and answer.is_read():
             part = body[sent : sent + SENT_BYTES]
             await self._send({**message, "body": part, "more_body": True})  # as fast as it is read
             await asyncio.sleep(0)  # a loopback is never slow: others are served, too
             sent += SENT_BYTES
-        await self._send({**message, "body": body[sent:]} if sent else message)
+        await self._send({**message, "body": body[sent : sent + SENT_BYTES]})
+
+    @property
+    def _tenant(self) -> str:
+        caller: Caller | None = self._scope.get("state", {}).get("caller")
+        return "" if caller is None else caller.tenant
+
+    def _cut(self) -> None:
+        for abort in self._scope.get("extensions", {}).get(ABORT, {}).values():
+            abort()
 
     async def tell(self, error: KernelError, shape: ErrorShape) -> None:
         """Answer with an error; after the beginning of an answer it can only be cut off.

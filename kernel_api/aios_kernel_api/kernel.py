@@ -25,13 +25,14 @@ from aios_broker.queues.records import JobView
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import patiently
-from aios_kernel_api.bodies import Room
 from aios_kernel_api.config import ApiConfig
 from aios_kernel_api.large_work import LargeWork
+from aios_kernel_api.room import OpenAnswers, Room
 from aios_kernel_api.router import Router
 from aios_kernel_api.stats import ApiStats
 
 LINKS_AT_ONCE = 4
+MOST_ANSWER_BYTES = 256 * 1024 * 1024  # of answers that are made or read, together
 NAME = "aios-api"  # what CLIENT LIST and pg_stat_activity show
 
 
@@ -66,6 +67,7 @@ class Kernel:
     link_places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LINKS_AT_ONCE))
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
     large_work: LargeWork = field(default_factory=LargeWork)  # of all requests
+    answers: OpenAnswers = field(default_factory=lambda: OpenAnswers(Room(MOST_ANSWER_BYTES)))
     stats: ApiStats = field(default_factory=ApiStats)
 
     @property
@@ -130,6 +132,7 @@ class Kernel:
             ("session_bytes", "Messages that clients have not taken.", self.router.waiting_bytes),
             ("syscalls", "Syscalls that this process waits for.", self.session.waiting),
             ("body_bytes", "Bodies of requests that are being read.", self.room.taken_bytes),
+            ("answer_bytes", "Answers that clients are to read.", self.answers.room.taken_bytes),
         ):
             yield GaugeMetricFamily(f"aios_api_{name}", text, value=value)
 

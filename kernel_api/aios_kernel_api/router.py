@@ -3,7 +3,7 @@
 A client with a session has a mailbox here. Its syscalls are submitted in the name of this process,
 on whose reply list their replies and chunks come; the router looks at their ids and nothing else.
 A mailbox that is not emptied, or that may have missed something, is closed: its client begins a new
-session and asks for what it waits for. All of them together are bounded, too: the fullest goes.
+session and asks for what it waits for. Those of one tenant are bounded, too: the fullest goes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import decode_reply, encode
 from aios_broker.retry import Backoff
 from aios_kernel_api.problems import is_hidden, told_reply
+from aios_kernel_api.room import Room
 
 logger = logging.getLogger(__name__)
 
 MOST_WAITING_BYTES = 32 * 1024 * 1024  # of messages for a client that does not read them
-MOST_TOGETHER_BYTES = 256 * 1024 * 1024  # of all clients of this process
+MOST_TOGETHER_BYTES = 256 * 1024 * 1024  # of all clients of this process; see `Room`
 
 
 class _Failure(Struct):
@@ -57,22 +58,16 @@ def told_message(message: bytes, head: _Head | None = None) -> bytes:
     return encode(told_reply(decode_reply(message)))
 
 
-class _Load:
-    """Bytes that wait in all mailboxes together."""
-
-    size_bytes = 0
-
-
 class Mailbox:
     """What has come for one client and was not sent yet."""
 
-    def __init__(self, owner: Owner, load: _Load) -> None:
+    def __init__(self, owner: Owner, room: Room) -> None:
         self.id = uuid.uuid4().hex
         self.owner = owner
         self.is_closed = False
         self.ids: set[str] = set()  # of syscalls whose messages come here
         self.size_bytes = 0  # of what waits
-        self._load = load
+        self._room = room
         self._waiting: deque[bytes] = deque()
         self._news: asyncio.Future[None] | None = None
 
@@ -105,7 +100,7 @@ class Mailbox:
 
     def _weigh(self, more_bytes: int) -> None:
         self.size_bytes += more_bytes
-        self._load.size_bytes += more_bytes
+        self._room.add(self.owner.tenant, more_bytes)
 
     def _wake(self) -> None:
         news, self._news = self._news, None
@@ -120,7 +115,7 @@ class Router:
         self.transport = transport
         self._stopping = stopping
         self._awaited: WeakSet[asyncio.Future[None]] = WeakSet()  # by streams: woken at a stop
-        self._load = _Load()
+        self._room = Room(MOST_TOGETHER_BYTES)
         self._boxes: dict[str, Mailbox] = {}
         self._readers: dict[str, list[Mailbox]] = {}  # by id of a syscall
 
@@ -132,7 +127,7 @@ class Router:
     @property
     def waiting_bytes(self) -> int:
         """What lies in all mailboxes; may be asked from another thread."""
-        return self._load.size_bytes
+        return self._room.taken_bytes
 
     @property
     def is_stopping(self) -> bool:
@@ -149,7 +144,7 @@ class Router:
 
     def begin(self, owner: Owner) -> Mailbox:
         """Return a new mailbox."""
-        box = Mailbox(owner, self._load)
+        box = Mailbox(owner, self._room)
         self._boxes[box.id] = box
         return box
 
@@ -227,13 +222,19 @@ class Router:
         if readers:
             message = told_message(message, head)
         for box in readers:
+            if box.is_closed:
+                continue
             box.put(message)
             if head.kind == "reply":
                 self.leave(box, head.id)
             if box.size_bytes > MOST_WAITING_BYTES:
                 self._overflow(box)
-        if self._load.size_bytes > MOST_TOGETHER_BYTES:
-            self._overflow(max(self._boxes.values(), key=lambda each: each.size_bytes))
+            elif not self._room.has(box.owner.tenant, 0):
+                self._overflow(self._fullest_of(box.owner.tenant))
+
+    def _fullest_of(self, tenant: str) -> Mailbox:
+        boxes = (each for each in self._boxes.values() if each.owner.tenant == tenant)
+        return max(boxes, key=lambda each: each.size_bytes)
 
     def _overflow(self, box: Mailbox) -> None:
         logger.warning("a client of %s does not read what comes for it", box.owner.agent)

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.retry import now_s
 from aios_kernel_api.app import create_app
+from aios_kernel_api.border import ABORT
 from aios_kernel_api.config import ApiConfig
 from aios_kernel_api.kernel import Kernel
 
@@ -123,6 +124,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin a request: this callback is in the head of one."""
         self._is_in_head = True
         super().on_message_begin()
+        self.scope["extensions"] = {ABORT: {"at_once": self.transport.abort}}
 
     def on_headers_complete(self) -> None:
         """End the head of a request, and see whether it may be served."""

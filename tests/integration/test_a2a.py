@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from contextlib import aclosing
+from typing import Any
 
 import httpx
 import pytest
@@ -31,6 +33,7 @@ from a2a.types import (
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from aios_broker.contract.names import Owner
+from aios_broker.redis.connection import Connection
 from aios_kernel_api.a2a import listing
 from aios_kernel_api.kernel import Found, Kernel
 from tests.a2a_client import (
@@ -353,6 +356,46 @@ async def test_a_page_is_bounded_in_bytes_and_reads_no_reply_that_it_does_not_sh
     tasks = [task for page in pages for task in page.tasks]
     assert {task.id for task in tasks} == {each["id"] for each in begun}
     assert all(made(task)["result"]["text"] == "x" * 200_000 for task in tasks)
+
+
+async def test_a_list_takes_one_step_of_redis_for_a_task_and_one_more_where_it_is_read(
+    api: ApiScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids: list[str] = []
+    steps: Counter[str] = Counter()
+    execute = Connection.execute
+
+    async def noting(self: Connection, *arguments: Any, timeout_s: float | None = None) -> Any:  # noqa: ANN401
+        said = " ".join(
+            each.decode(errors="replace") if isinstance(each, bytes) else str(each)
+            for each in arguments
+        )
+        steps.update(each for each in ids if each in said)
+        return await execute(self, *arguments, timeout_s=timeout_s)
+
+    token = api.token()
+    async with (
+        serving(api.redis_url, api.database_url) as served,
+        speaking(served, token) as client,
+        httpx.AsyncClient(base_url=served.url, headers=bearer(token), timeout=30) as http,
+    ):
+        calls = [echo("x" * 1_000) for _ in range(6)]
+        begun = (await http.post("/v1/syscalls", params={"wait_s": 20}, json=calls)).json()
+        done = ListTasksRequest(status=TaskState.TASK_STATE_COMPLETED)
+
+        async def are_listed() -> bool:
+            return (await client.list_tasks(done)).total_size == len(begun)
+
+        await wait_until_async(are_listed)  # the ledger has them a moment later
+        ids += [each["id"] for each in begun]
+        monkeypatch.setattr(Connection, "execute", noting)
+        await client.list_tasks(done)
+        assert set(steps.values()) == {1}
+        steps.clear()
+        done.include_artifacts = True
+        assert len((await client.list_tasks(done)).tasks) == len(ids)
+        assert set(steps.values()) == {2}
+        assert len(steps) == len(ids)
 
 
 async def test_an_operator_begins_no_task(api: ApiScene) -> None:

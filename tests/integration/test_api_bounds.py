@@ -1,10 +1,13 @@
 """What the API holds for its clients is bounded, whatever they ask for and do not read."""
 
 import asyncio
+import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -15,8 +18,8 @@ from aios_broker.client import redis_transport
 from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import ChatResult, EchoResult, Result, decode_reply
 from aios_broker.contract.syscall import Syscall, ToolEcho, encode_syscall
-from aios_kernel_api import large_work, router
-from aios_kernel_api.rest import session, syscalls
+from aios_kernel_api import kernel, large_work, router
+from aios_kernel_api.rest import session, syscall_lists, syscalls
 from aios_sdk import AsyncAgent
 from tests.api_scene import ServedApi, bearer, serving
 from tests.integration.test_api_process import ADA, token_of
@@ -76,17 +79,18 @@ async def events_of(answer: httpx.Response) -> AsyncIterator[bytes]:
 async def test_a_list_that_would_be_too_large_leaves_results_out(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(syscalls, "MOST_ANSWER_BYTES", MIB)
+    monkeypatch.setattr(syscall_lists, "MOST_ANSWER_BYTES", MIB)
     async with served_to(redis_url) as (_, client), TinyWorker(redis_url, "tool", verbose):
         answer = await client.post(
             "/v1/syscalls", params={"wait_s": 20}, json=[echo() for _ in range(5)]
         )
         assert answer.status_code == 200
         shown = answer.json()
-        assert ["result" in each for each in shown] == [True, True, False, False, False]
+        left_out = [each for each in shown if each.get("left_out", False)]
+        assert len(left_out) == 3, "those that ended first are there"
+        assert all(("result" in each) != (each in left_out) for each in shown)
         assert {each["state"] for each in shown} == {"finished"}
-        assert [each.get("left_out", False) for each in shown[1:3]] == [False, True]
-        rest = await client.get(f"/v1/syscalls/{shown[-1]['id']}")
+        rest = await client.get(f"/v1/syscalls/{left_out[-1]['id']}")
         assert rest.json()["result"]["text"] == LARGE
 
 
@@ -196,6 +200,112 @@ async def test_all_clients_together_are_bounded_and_the_fullest_goes(
             await wait_until_async(lambda: "does not read" in caplog.text)
         assert "a client of ada" in caplog.text
         assert (await reader.tool.echo("still here")).text == LARGE
+
+
+async def test_the_boxes_of_one_tenant_leave_room_for_others(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Eve, who reads a little late, keeps her box while Ada's many are closed."""
+    monkeypatch.setattr(router, "MOST_TOGETHER_BYTES", 8 * MIB)
+    eve = Owner("globex", "eve")
+    async with served_to(redis_url) as (served, client):
+        box = served.kernel.router.begin(eve)
+        box.put(b"x" * 3 * MIB)  # Ada's boxes are smaller, each
+        async with TinyWorker(redis_url, "tool", verbose), AsyncExitStack() as streams:
+            for _ in range(4):
+                stream = client.stream("GET", wire.EVENTS)
+                events = events_of(await streams.enter_async_context(stream))
+                name = msgspec.json.decode(await anext(events), type=wire.Hello).session
+                with caplog.at_level(logging.WARNING):
+                    await submitted(client, name, asked_of(served, 40))
+            await wait_until_async(lambda: "a client of ada" in caplog.text)
+        assert "a client of eve" not in caplog.text
+        assert not box.is_closed
+        served.kernel.router.end(box)
+
+
+# Answers that are not read.
+
+
+class UnreadAnswer:
+    """A connection that asks for all of some replies, and reads them when it is told to."""
+
+    def __init__(self, url: str, token: str, ids: Sequence[str]) -> None:
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._socket.settimeout(30)
+        address = urlsplit(url)
+        self._socket.connect((address.hostname, address.port))
+        body = msgspec.json.encode(wire.Attach("none", tuple(map(wire.Ask, ids))))
+        head = (
+            f"POST {wire.ATTACH} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n"
+            f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        self._socket.sendall(head.encode() + body)
+
+    async def read(self) -> int:
+        """Return how many bytes come before the connection ends."""
+        return await asyncio.to_thread(self._read)
+
+    def _read(self) -> int:
+        size_bytes = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := self._socket.recv(1 << 20):
+                size_bytes += len(part)
+        self._socket.close()
+        return size_bytes
+
+
+async def test_a_tenants_answers_that_are_not_read_have_a_bound_and_the_slowest_is_cut_off(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two of 8 MB find room; whoever reads least makes place for the next, and hears no more."""
+    monkeypatch.setattr(kernel, "MOST_ANSWER_BYTES", 36 * MIB)
+    eve = Owner("globex", "eve")
+    eve_token = await token_of(redis_url, eve)
+    async with (
+        served_to(redis_url) as (served, client),
+        TinyWorker(redis_url, "tool", verbose),
+        httpx.AsyncClient(base_url=served.url, headers=bearer(eve_token), timeout=20) as other,
+    ):
+        asked = asked_of(served, 20)
+        await submitted(client, "none", asked)
+        for each in asked:
+            await client.get(f"/v1/syscalls/{each.id}/wait", params={"wait_s": 20})
+        ids = [each.id for each in asked]
+        room = served.kernel.answers.room
+        token = client.headers["authorization"].removeprefix("Bearer ")
+        unread = []
+        with caplog.at_level(logging.WARNING):
+            for number in range(3):
+                unread.append(UnreadAnswer(served.url, token, ids))
+                least = min(number + 1, 2) * 8_000_000
+                await wait_until_async(lambda least=least: room.taken_bytes > least)
+            await wait_until_async(lambda: "cut off" in caplog.text)
+        assert room.taken_bytes < 18 * MIB
+        hers = asked_of(served, 1, eve)
+        await submitted(other, "none", hers)
+        answer = await other.get(f"/v1/syscalls/{hers[0].id}/wait", params={"wait_s": 20})
+        assert answer.json()["result"]["text"] == LARGE
+        read = [await each.read() for each in unread]
+        assert read[0] < 8_000_000
+        assert min(read[1:]) > 8_000_000
+        await wait_until_async(lambda: room.taken_bytes == 0)
+
+
+async def test_a_list_leaves_out_what_its_tenant_has_no_room_for(redis_url: str) -> None:
+    async with served_to(redis_url) as (served, client), TinyWorker(redis_url, "tool", verbose):
+        room = served.kernel.answers.room
+        held_bytes = room.free_bytes // 2 - MIB
+        room.add(ADA.tenant, held_bytes)
+        asked = [echo() for _ in range(5)]
+        answer = await client.post("/v1/syscalls", params={"wait_s": 20}, json=asked)
+        left_out = [each.get("left_out", False) for each in answer.json()]
+        assert sum(left_out) == 3
+        room.add(ADA.tenant, -held_bytes)
+        answer = await client.post("/v1/syscalls", params={"wait_s": 20}, json=asked)
+        assert all(each["result"]["text"] == LARGE for each in answer.json())
+        await wait_until_async(lambda: room.taken_bytes == 0)
 
 
 async def test_nothing_of_anothers_syscall_comes_to_a_session_not_even_for_a_moment(

@@ -23,9 +23,30 @@ A2A_MUTANTS = (
     Mutant(
         "a2a: a key that stands twice is taken",
         RPC,
-        "    refuse_ambiguous(data)\n",
-        "",
+        "raw = read_plain(data)",
+        "raw = msgspec.json.decode(data)",
         "tests/integration/test_api_syscalls.py",
+    ),
+    Mutant(
+        "a2a: a list takes more steps of Redis for a task that it reads",
+        "kernel_api/aios_kernel_api/a2a/listing.py",
+        "(await kernel.find_ended(task.id, owner)).reply",
+        "(await kernel.find(task.id, owner)).reply",
+        DOOR_TEST,
+    ),
+    Mutant(
+        "a2a: a list reads each task for its size",
+        "kernel_api/aios_kernel_api/a2a/listing.py",
+        "if state is None and read_bytes + size_bytes <= MOST_PAGE_BYTES:",
+        "if read_bytes + size_bytes <= MOST_PAGE_BYTES:",
+        DOOR_TEST,
+    ),
+    Mutant(
+        "a2a: a body takes no turn",
+        RPC,
+        "        async with in_turn(request):\n            raw",
+        "        if True:\n            raw",
+        "tests/integration/test_api_turns.py",
     ),
     Mutant(
         "a2a: everybody's tasks are shown",

@@ -13,6 +13,11 @@ KERNEL = "kernel_api/aios_kernel_api/kernel.py"
 PROBLEMS = "kernel_api/aios_kernel_api/problems.py"
 SERVER = "kernel_api/aios_kernel_api/server.py"
 SYSCALLS = "kernel_api/aios_kernel_api/rest/syscalls.py"
+SESSION = "kernel_api/aios_kernel_api/rest/session.py"
+ROOM = "kernel_api/aios_kernel_api/room.py"
+ROOM_TEST = "tests/unit/test_room.py"
+TURNS_TEST = "tests/integration/test_api_turns.py"
+BOUNDS_TEST = "tests/integration/test_api_bounds.py"
 
 API_MUTANTS = (
     Mutant(
@@ -32,9 +37,86 @@ API_MUTANTS = (
     Mutant(
         "a key that stands twice is taken at the API",
         BODIES,
-        "    refuse_shape(data)\n    refuse_ambiguous(data)\n",
-        "    refuse_shape(data)\n",
+        "value = read_once_each(data)",
+        "value = msgspec.json.decode(data)",
         SYSCALLS_TEST,
+    ),
+    Mutant(
+        "a key that stands twice is taken in a syscall of a session",
+        SESSION,
+        "        refuse_duplicate_keys(data)\n",
+        "        pass\n",
+        TURNS_TEST,
+    ),
+    Mutant(
+        "a key that stands twice is taken in a message of a session",
+        SESSION,
+        "        refuse_dropped(data, msgspec.json.decode(data, type=_PLAIN[kind]))\n",
+        "",
+        TURNS_TEST,
+    ),
+    Mutant(
+        "bodies take no turn",
+        BODIES,
+        'await progress.before(times * getattr(request.state, "weight", 0))',
+        "pass",
+        TURNS_TEST,
+    ),
+    Mutant(
+        "bodies of the gateway take no turn",
+        "kernel_api/aios_kernel_api/gateway/asking.py",
+        "    async with in_turn(request):\n        left_out",
+        "    if True:\n        left_out",
+        TURNS_TEST,
+    ),
+    Mutant(
+        "whoever has no token sends a form of any size",
+        "kernel_api/aios_kernel_api/page/login.py",
+        "read_form(request, MAX_LOGIN_BYTES)",
+        "read_form(request)",
+        TURNS_TEST,
+    ),
+    Mutant(
+        "one tenant takes all the room",
+        ROOM,
+        "return self._by_tenant[tenant] + size_bytes <= self.free_bytes - size_bytes",
+        "return size_bytes <= self.free_bytes",
+        ROOM_TEST,
+    ),
+    Mutant(
+        "answers that are not read are never cut off",
+        ROOM,
+        "while not self.room.has(tenant, size_bytes) and self._cut_slowest(tenant):",
+        "while False:",
+        BOUNDS_TEST,
+    ),
+    Mutant(
+        "the answer that is read is cut off",
+        ROOM,
+        "answer = next(iter(self._by_tenant.get(tenant, ())), None)",
+        "answer = next(reversed(self._by_tenant.get(tenant, {})), None)",
+        ROOM_TEST,
+    ),
+    Mutant(
+        "an answer that is cut off goes on",
+        "kernel_api/aios_kernel_api/border.py",
+        "            abort()\n",
+        "            pass\n",
+        BOUNDS_TEST,
+    ),
+    Mutant(
+        "a list keeps all results, whatever room there is",
+        "kernel_api/aios_kernel_api/rest/syscall_lists.py",
+        "self._share.fits(len(part))",
+        "True",
+        BOUNDS_TEST,
+    ),
+    Mutant(
+        "the boxes of one tenant take the room of others",
+        "kernel_api/aios_kernel_api/router.py",
+        "elif not self._room.has(box.owner.tenant, 0):",
+        "elif self._room.free_bytes < 0:",
+        BOUNDS_TEST,
     ),
     Mutant(
         "what waits for a person is told as queued",

@@ -116,6 +116,20 @@ AUDIT_MUTANTS = (
         JSON_TEST,
     ),
     Mutant(
+        "a colon that is written otherwise hides a key twice",
+        "broker/aios_broker/contract/json_text.py",
+        'count += escapes.count(b"\\\\u003a") + escapes.count(b"\\\\u003A")',
+        "pass",
+        JSON_TEST,
+    ),
+    Mutant(
+        "brackets in texts are levels",
+        "broker/aios_broker/contract/json_text.py",
+        "data = _without_escapes(data)",
+        "pass",
+        JSON_TEST,
+    ),
+    Mutant(
         "a key twice passes",
         "broker/aios_broker/contract/json_text.py",
         "if key in seen:",

@@ -326,8 +326,31 @@ STALL_MUTANTS = (
     Mutant(
         "a small request waits for large work",
         "kernel_api/aios_kernel_api/large_work.py",
-        "        if self._size_bytes <= PIECE_BYTES:\n",
+        "        if self._size_bytes <= SMALL_BYTES:\n",
         "        if self._size_bytes < 0:\n",
+        "tests/unit/test_large_work.py",
+    ),
+    Mutant(
+        "what is less than a piece never waits, however often it comes",
+        "kernel_api/aios_kernel_api/large_work.py",
+        "return self._done_bytes[tenant] <= PIECE_BYTES",
+        "return size_bytes <= PIECE_BYTES",
+        "tests/unit/test_large_work.py",
+    ),
+    Mutant(
+        "what is refused does not rest",
+        "kernel_api/aios_kernel_api/large_work.py",
+        "            try:\n                yield progress\n"
+        "            finally:  # what was refused has taken as long\n"
+        "                await progress.rest()\n",
+        "            yield progress\n            await progress.rest()\n",
+        "tests/unit/test_large_work.py",
+    ),
+    Mutant(
+        "values weigh nothing",
+        "kernel_api/aios_kernel_api/large_work.py",
+        "VALUE_BYTES * sum(",
+        "0 * sum(",
         "tests/unit/test_large_work.py",
     ),
     Mutant(

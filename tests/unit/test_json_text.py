@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import re
 import time
 from typing import Any
 
@@ -20,6 +22,7 @@ from aios_broker.contract.json_text import (
     has_more_values,
     has_nul,
     is_nested_deeper,
+    read_once_each,
     refuse_duplicate_keys,
 )
 from aios_broker.contract.memory import MemoryAdd
@@ -31,6 +34,7 @@ from aios_broker.contract.syscall import (
     decode_syscall,
     encode_syscall,
     new_id,
+    refuse_nul,
 )
 from aios_sdk.requests import Options, build_syscall
 from tests.unit.test_sdk_requests import IDS
@@ -72,6 +76,51 @@ def test_a_nul_is_seen_wherever_it_is_and_nowhere_else(value: object) -> None:
 @given(JSON)
 def test_what_has_each_key_once_passes(value: object) -> None:
     refuse_duplicate_keys(json.dumps(value))
+
+
+# Keys and texts with colons, and such as are written in two ways.
+_KEYS = st.sampled_from(['"a"', '"\\u0061"', '"b:"', '"b\\u003A"', '"c\\\\"', '""'])
+_LEAVES = st.sampled_from(["1", "null", '":"', '"\\u003a"', '"\\\\u003a"', '"\\":"', "-2.5e3"])
+WRITTEN = st.recursive(
+    _LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4).map(lambda parts: f"[{', '.join(parts)}]"),
+        st.lists(st.tuples(_KEYS, inner), max_size=4).map(
+            lambda pairs: "{" + ",".join(f"{key} : {value}" for key, value in pairs) + "}"
+        ),
+    ),
+    max_leaves=12,
+)
+
+
+def says_twice(text: str) -> bool:
+    found = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        found.append(len({key for key, _ in pairs}) < len(pairs))
+
+    json.loads(text, object_pairs_hook=look)
+    return any(found)
+
+
+@given(WRITTEN)
+def test_a_key_twice_is_seen_however_it_is_written(text: str) -> None:
+    if says_twice(text):
+        with pytest.raises(DuplicateKey):
+            refuse_duplicate_keys(text)
+    else:
+        refuse_duplicate_keys(text)
+        assert read_once_each(text.encode()) == json.loads(text)
+
+
+@given(WRITTEN, st.integers(0, 20))
+def test_levels_are_counted_outside_of_texts_alone(text: str, levels: int) -> None:
+    text = f'["[[[[", "\\\\", "\\"[", {text}]'
+    deepest, depth, rest = 0, 0, re.sub(r'"([^"\\\\]|\\\\.)*"', "", text)
+    for each in rest:
+        depth += (each in "[{") - (each in "]}")
+        deepest = max(deepest, depth)
+    assert is_nested_deeper(text, levels) == (deepest > levels)
 
 
 @pytest.mark.parametrize(
@@ -204,3 +253,23 @@ def test_what_would_take_long_to_read_is_refused_at_once(part: bytes) -> None:
         if not has_more_values(data, MAX_VALUES):
             is_nested_deeper(data, 128)
     assert (time.process_time() - began) / 3 < 0.2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a":{%s}}' % b",".join(b'"k%d":1' % number for number in range(90_000)),
+        b"[%s]" % b",".join([b'{"a":1}'] * 49_000),
+        b'["%s"]' % (b"\\u003a" * 600_000),
+        b'["\\u0000",%s]' % b",".join([b'"a"'] * 99_000),
+    ],
+)
+@pytest.mark.timeout(20)
+def test_what_is_allowed_is_read_in_little_time(data: bytes) -> None:
+    """As `test_what_would_take_long_to_read_is_refused_at_once`: a key took 0.5 microseconds."""
+    began = time.process_time()
+    for _ in range(3):
+        value = read_once_each(data)
+        with contextlib.suppress(InvalidSyscall):
+            refuse_nul(value)
+    assert (time.process_time() - began) / 3 < 0.1

@@ -8,7 +8,7 @@ from aios_broker.client import transport
 from aios_broker.client.transport import in_turns
 from aios_broker.contract.names import Owner
 from aios_kernel_api import large_work
-from aios_kernel_api.large_work import LargeWork
+from aios_kernel_api.large_work import LargeWork, weight_of
 
 ADA, BOB, EVE = Owner("acme", "ada"), Owner("acme", "bob"), Owner("globex", "eve")
 
@@ -16,6 +16,8 @@ ADA, BOB, EVE = Owner("acme", "ada"), Owner("acme", "bob"), Owner("globex", "eve
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_work, "PIECE_BYTES", 10)
+    monkeypatch.setattr(large_work, "SMALL_BYTES", 3)
+    monkeypatch.setattr(large_work, "COUNTED_S", 1_000.0)
 
 
 async def test_pieces_go_by_tenant_however_many_requests_one_has() -> None:
@@ -40,8 +42,8 @@ async def test_what_is_small_is_done_while_a_piece_is_under_way() -> None:
     async with work.of(ADA) as large:
         await large.before(1_000)
         async with work.of(ADA) as small, asyncio.timeout(10):
-            await small.before(4)
-            await small.before(6)
+            await small.before(1)
+            await small.before(2)
         async with work.of(EVE) as other:
             waiting = asyncio.ensure_future(other.before(11))
             await asyncio.sleep(0)
@@ -50,6 +52,56 @@ async def test_what_is_small_is_done_while_a_piece_is_under_way() -> None:
             await asyncio.gather(waiting, return_exceptions=True)
     async with work.of(EVE) as other, asyncio.timeout(10):
         await other.before(11)  # the turn came back
+
+
+async def test_a_tenant_that_has_had_a_piece_waits_also_for_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = LargeWork()
+    async with work.of(EVE) as large:
+        await large.before(1_000)
+        for owner in (ADA, BOB):
+            async with work.of(owner) as some, asyncio.timeout(10):
+                await some.before(5)  # a piece, the two of them
+        async with work.of(BOB) as more:
+            waiting = asyncio.ensure_future(more.before(4))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            monkeypatch.setattr(large_work, "COUNTED_S", -1.0)  # it is long ago
+            async with work.of(ADA) as later, asyncio.timeout(10):
+                await later.before(5)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_what_is_refused_rests_as_long_as_what_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rests: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noting(delay_s: float) -> None:
+        rests.append(delay_s)
+        await sleep(0)
+
+    monkeypatch.setattr(large_work.asyncio, "sleep", noting)
+    work = LargeWork()
+
+    async def refused() -> None:
+        async with work.of(ADA) as large:
+            await large.before(11)
+            raise ValueError("refused")
+
+    with pytest.raises(ValueError, match="refused"):
+        await refused()
+    assert len(rests) == 1
+
+
+def test_values_weigh_more_than_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_work, "PIECE_BYTES", 10_000)
+    text, values = b'{"a":"%s"}' % (b"x" * 1_000), b"[%s0]" % (b"0," * 499)
+    assert weight_of(text) < 1.1 * len(text)
+    assert weight_of(values) > 10 * len(values)
 
 
 async def test_between_large_messages_the_loop_serves_others(

@@ -12,6 +12,7 @@ from aios_broker.contract.names import Name, Request, Row, Text
 
 MAX_ANSWER_TOKENS = 131_072
 MAX_TOOLS = 128
+MAX_MESSAGES = 10_000
 MAX_DESCRIPTION_LENGTH = 64 * 1024  # of a tool; those of coding agents have more than 8,192
 MAX_SCHEMA_BYTES = 256 * 1024  # of a JSON schema or a grammar
 
@@ -123,7 +124,7 @@ class LlmChat(SamplingOptions, frozen=True, tag="llm.chat"):
     The descriptions are what `aios submit --help` shows.
     """
 
-    messages: Annotated[Row[Message], Meta(min_length=1, max_length=10_000)]
+    messages: Annotated[Row[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     core: Annotated[CoreName | None, Meta(description="Only on the core of this model")] = None
     max_tokens: Annotated[
         int, Meta(ge=1, le=MAX_ANSWER_TOKENS, description="New tokens, the prompt not counted")
@@ -182,7 +183,7 @@ class LlmCount(Request, frozen=True, tag="llm.count"):
 
     texts: Annotated[Row[Text], Meta(max_length=2_048)] = ()
     core: CoreName | None = None
-    messages: Annotated[Row[Message], Meta(max_length=10_000)] = ()
+    messages: Annotated[Row[Message], Meta(max_length=MAX_MESSAGES)] = ()
     tools: Annotated[Row[Tool], Meta(max_length=MAX_TOOLS)] = ()
 
 
@@ -204,7 +205,7 @@ class ContextGet(OfContext, frozen=True, tag="context.get"):
 class ContextSet(OfContext, frozen=True, tag="context.set"):
     """Replace a context's messages."""
 
-    messages: Annotated[Row[Message], Meta(max_length=10_000)]
+    messages: Annotated[Row[Message], Meta(max_length=MAX_MESSAGES)]
 
 
 class ContextClear(OfContext, frozen=True, tag="context.clear"):
@@ -214,7 +215,7 @@ class ContextClear(OfContext, frozen=True, tag="context.clear"):
 class ContextExpand(OfContext, frozen=True, tag="context.expand"):
     """Add messages at the end of a context."""
 
-    messages: Annotated[Row[Message], Meta(min_length=1, max_length=10_000)]
+    messages: Annotated[Row[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
 class ContextSummarise(OfContext, frozen=True, tag="context.summarise"):

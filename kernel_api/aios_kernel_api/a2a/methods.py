@@ -49,7 +49,7 @@ from aios_kernel_api.a2a.model import (
 )
 from aios_kernel_api.a2a.refusals import Refusal, invalid
 from aios_kernel_api.a2a.tasks import Seen, look
-from aios_kernel_api.bodies import unless_left
+from aios_kernel_api.bodies import in_turn, unless_left
 from aios_kernel_api.gateway.labels import labels_of
 from aios_kernel_api.gateway.state import gateway_of
 from aios_kernel_api.identity import Caller, require_agent
@@ -133,9 +133,10 @@ async def _begun(call: Call, params: SendParams, held: ExitStack) -> Following |
     if params.message.task_id:
         return await _answered(call, params, held)
     owner = require_agent(call.caller)
-    syscall = await _syscall(call, params, owner)
-    pending = call.kernel.session.submit(syscall)
-    held.enter_context(call.kernel.holding(pending))
+    async with in_turn(call.request):
+        syscall = await _syscall(call, params, owner)
+        pending = call.kernel.session.submit(syscall)
+        held.enter_context(call.kernel.holding(pending))
     await pending.taken()
     task = Task(syscall.id, syscall.program, TaskStatus("TASK_STATE_SUBMITTED"))
     return Following(call.kernel, call.caller, pending, syscall.module, task)

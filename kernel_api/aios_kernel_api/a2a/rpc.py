@@ -21,14 +21,13 @@ from starlette.routing import Route
 
 from aios_broker.client.http_messages import KEEP_ALIVE_S
 from aios_broker.contract.errors import KernelError, UnknownAgent
-from aios_broker.contract.json_text import has_nul
-from aios_broker.contract.syscall import decode_failure, refuse_nul, refuse_shape
+from aios_broker.contract.syscall import decode_failure
 from aios_broker.retry import now_s
 from aios_kernel_api.a2a.cards import ENDPOINT, agent_card, card_response, public_card
-from aios_kernel_api.a2a.methods import METHODS, Call, Stream
+from aios_kernel_api.a2a.methods import METHODS, Call, Method, Stream
 from aios_kernel_api.a2a.model import AgentCard
 from aios_kernel_api.a2a.refusals import Refusal, RpcFailure, invalid, rpc_error_of
-from aios_kernel_api.bodies import read_body, refuse_ambiguous
+from aios_kernel_api.bodies import in_turn, read_body, read_plain
 from aios_kernel_api.events import KEEP_ALIVE, EventStream, Guard, Source
 from aios_kernel_api.gateway.asking import unless_gone
 from aios_kernel_api.identity import caller_of
@@ -69,11 +68,14 @@ async def call(request: Request) -> Response:
     data = await read_body(request)
     rpc_id: Id | None = None
     try:
-        raw = _read(data)
-        rpc_id = _id_in(raw)
-        asked = _request_of(raw)
-        _check_version(request)
-        answer = await _served(request, asked)
+        async with in_turn(request):
+            raw = _read(data)
+            rpc_id = _id_in(raw)
+            asked = _request_of(raw)
+            _check_version(request)
+            method = _method_of(asked)
+            params = _params_of(asked, method)
+        answer = await method.serve(Call(request, kernel_of(request), caller_of(request)), params)
     except (Refusal, KernelError) as error:
         return _json(_failure(error, rpc_id))
     if isinstance(answer, Stream):
@@ -81,7 +83,7 @@ async def call(request: Request) -> Response:
     return _json(RpcResult(asked.id, answer))
 
 
-async def _served(request: Request, asked: RpcRequest) -> Struct | Stream:
+def _method_of(asked: RpcRequest) -> Method:
     method = METHODS.get(asked.method)
     if method is None:
         raise Refusal(
@@ -89,12 +91,16 @@ async def _served(request: Request, asked: RpcRequest) -> Struct | Stream:
             f"there is no method {asked.method[:64]!r}",
             f"use one of {', '.join(METHODS)}",
         )
+    return method
+
+
+def _params_of(asked: RpcRequest, method: Method) -> Struct:
     try:
-        params = msgspec.convert(asked.params, method.params)
+        params: Struct = msgspec.convert(asked.params, method.params)
     except msgspec.ValidationError as error:
         words, field = decode_failure(error)
         raise invalid(field or "params", words, "see a2a.proto of version 1.0") from error
-    return await method.serve(Call(request, kernel_of(request), caller_of(request)), params)
+    return params
 
 
 async def _events(request: Request, stream: Stream, rpc_id: Id) -> Source:
@@ -120,14 +126,10 @@ def _read(data: bytes) -> Json:
         Refusal: it is none.
         InvalidSyscall: it is too deep, too large, ambiguous, or has a NUL character.
     """
-    refuse_shape(data)
-    refuse_ambiguous(data)
     try:
-        raw = msgspec.json.decode(data)
+        raw = read_plain(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal("JSON_PARSE", f"this is no JSON: {error}") from error
-    if has_nul(data):
-        refuse_nul(raw)
     if not isinstance(raw, dict):
         raise _no_request("it is no object", "send one call at a time")
     return raw

@@ -30,6 +30,7 @@ from aios_kernel_api.a2a.model import (
 from aios_kernel_api.a2a.refusals import unknown_task
 from aios_kernel_api.identity import Caller
 from aios_kernel_api.kernel import Kernel
+from aios_kernel_api.large_work import weight_of
 from aios_kernel_api.openapi import Json
 from aios_kernel_api.problems import told_body
 from aios_kernel_api.rest.access import cursor_of
@@ -89,7 +90,9 @@ async def look(kernel: Kernel, caller: Caller, task_id: str) -> Seen:
     metadata = await kernel.control.metadata(task_id)
     program = "" if metadata is None else metadata.program
     if found.reply is not None:
-        return Seen(ended_task(decode_reply(found.reply), program))
+        async with kernel.large_work.of(caller.owner) as progress:
+            await progress.before(weight_of(found.reply))
+            return Seen(ended_task(decode_reply(found.reply), program))
     return Seen(Task(task_id, program, TaskStatus("TASK_STATE_WORKING")))  # it is just ending
 
 

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from msgspec import Struct, json
+from msgspec import DecodeError, Struct, json
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,7 +12,7 @@ from aios_broker.client.pending import Pending
 from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.syscall import Syscall, check_syscall
 from aios_broker.queues.quota import AgentStanding
-from aios_kernel_api.bodies import ClientGone, decode, decode_again, read_body
+from aios_kernel_api.bodies import ClientGone, decode_again, in_turn, read_body, read_plain
 from aios_kernel_api.gateway import limits
 from aios_kernel_api.gateway.fields import Fields, headers_of, not_kept
 from aios_kernel_api.gateway.labels import NICE_HEADER, PROGRAM_HEADER, Labels, labels_of
@@ -88,8 +88,17 @@ async def read(request: Request, fields: Fields, decoder: json.Decoder[R]) -> Re
         InvalidSyscall: it is none, or asks for what is refused; `field` is its path.
     """
     data = await read_body(request)
-    left_out = not_kept(fields, decode(data, _fields))
-    return Read(decode_again(data, decoder), left_out)
+    async with in_turn(request):
+        left_out = not_kept(fields, _plain(data))
+        return Read(decode_again(data, decoder), left_out)
+
+
+def _plain(data: bytes) -> Mapping[str, object]:
+    try:
+        found = read_plain(data)
+    except (DecodeError, UnicodeDecodeError):
+        return decode_again(data, _fields)  # raises, and says where it is wrong
+    return found if isinstance(found, dict) else decode_again(data, _fields)
 
 
 async def asking(

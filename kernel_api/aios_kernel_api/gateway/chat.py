@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios_kernel_api.bodies import unless_left
+from aios_kernel_api.bodies import in_turn, unless_left
 from aios_kernel_api.gateway.asking import asking, read, unless_gone
 from aios_kernel_api.gateway.chat_answer import ChatPieces, completion_of
 from aios_kernel_api.gateway.chat_request import CHAT_FIELDS, ChatRequest, chat_asked
@@ -24,7 +24,8 @@ async def create(request: Request) -> Response:
     kernel = gateway.kernel
     asked = await read(request, CHAT_FIELDS, _requests)
     named = await gateway.cores.named(asked.body.model)
-    chat = chat_asked(asked.body, named.core, kernel.config.api_default_max_tokens)
+    async with in_turn(request):
+        chat = chat_asked(asked.body, named.core, kernel.config.api_default_max_tokens)
     ask = await asking(
         request,
         left_out=(*asked.not_kept, *chat.not_kept),
@@ -33,8 +34,9 @@ async def create(request: Request) -> Response:
     )
     created_s = int(time.time())
     with ExitStack() as held:
-        pending = ask.submit(chat.body)
-        held.enter_context(waiting(kernel, pending))
+        async with in_turn(request):
+            pending = ask.submit(chat.body)
+            held.enter_context(waiting(kernel, pending))
         if chat.body.stream:
             pieces = ChatPieces(pending.id, created_s, named.shown, chat.with_usage, chat.one_call)
             return await streamed(request, ask, pending, held, pieces.told)

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, cast
+from typing import Annotated, Literal, TypedDict, cast
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from aios_broker.contract.errors import InvalidSyscall
-from aios_broker.contract.llm import MAX_ANSWER_TOKENS, LlmChat, Message, ToolCall
+from aios_broker.contract.llm import MAX_ANSWER_TOKENS, MAX_MESSAGES, LlmChat, Message, ToolCall
 from aios_kernel_api.gateway.contents import Part, content_of
 from aios_kernel_api.gateway.fields import Fields, ignored, kept, refused, reported
 from aios_kernel_api.gateway.functions import (
@@ -72,7 +72,7 @@ class Sampled(Struct, frozen=True, kw_only=True):
 class ChatRequest(Sampled, frozen=True, kw_only=True):
     """A chat completion."""
 
-    messages: list[Turn]
+    messages: Annotated[list[Turn], Meta(max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None

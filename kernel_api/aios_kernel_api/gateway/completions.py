@@ -23,7 +23,7 @@ from aios_broker.contract.reply import (
     Reply,
     TokenLogprob,
 )
-from aios_kernel_api.bodies import unless_left
+from aios_kernel_api.bodies import in_turn, unless_left
 from aios_kernel_api.events import KEEP_ALIVE, event
 from aios_kernel_api.gateway.asking import asking, read, unless_gone
 from aios_kernel_api.gateway.chat_answer import DONE, AnswerUsage, choices_of, encode, usage_of
@@ -106,9 +106,10 @@ async def create(request: Request) -> Response:
     )
     created_s = int(time.time())
     with ExitStack() as held:
-        calls = [ask.submit(body, number) for number, body in enumerate(bodies)]
-        for pending in calls:
-            held.enter_context(waiting(kernel, pending))
+        async with in_turn(request):
+            calls = [ask.submit(body, number) for number, body in enumerate(bodies)]
+            for pending in calls:
+                held.enter_context(waiting(kernel, pending))
         if bodies[0].stream:
             options = asked.body.stream_options
             with_usage = options is not None and bool(options.include_usage)

@@ -4,6 +4,7 @@ import base64
 import sys
 from array import array
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Literal
 
 import msgspec
@@ -15,7 +16,7 @@ from starlette.routing import Route
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.llm import LlmEmbed
 from aios_broker.contract.reply import EmbedResult
-from aios_kernel_api.bodies import unless_left
+from aios_kernel_api.bodies import in_turn, unless_left
 from aios_kernel_api.gateway.asking import asking, read, unless_gone
 from aios_kernel_api.gateway.completions import token_ids_refused
 from aios_kernel_api.gateway.fields import Fields, ignored, kept, refused
@@ -82,8 +83,10 @@ async def create(request: Request) -> Response:
     named = await gateway.cores.named(asked.body.model, embeds=True)
     body = LlmEmbed(texts_of(asked.body), named.core)
     ask = await asking(request, left_out=asked.not_kept, priority=asked.body.priority)
-    pending = ask.submit(body)
-    with waiting(gateway.kernel, pending):
+    with ExitStack() as held:
+        async with in_turn(request):
+            pending = ask.submit(body)
+            held.enter_context(waiting(gateway.kernel, pending))
         reply = await unless_left(request, reply_of(gateway.kernel, pending))
     if not isinstance(reply.result, EmbedResult):
         raise KernelError("the reply holds no vectors", syscall_id=reply.id)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.errors import InvalidSyscall
-from aios_broker.contract.llm import Image, Message, ToolCall
+from aios_broker.contract.llm import MAX_MESSAGES, MAX_TOOLS, Image, Message, ToolCall
 from aios_kernel_api.gateway.contents import image_of, joined
 
 Json = dict[str, object]
@@ -144,16 +144,18 @@ def conversation_of(items: Sequence[Json], field: str = "input") -> tuple[Messag
     turns: list[Message] = []
     for place, raw in enumerate(items):
         at = f"{field}[{place}]"
+        if len(turns) > MAX_MESSAGES:
+            raise _too_many(f"the items stand for more than {MAX_MESSAGES} messages", at)
         match read_item(raw, at):
             case MessageItem() as item:
                 turns.append(_turn(item, at))
             case CallItem() as item:
                 name = full_name(item.name, item.namespace)
-                _add_call(turns, ToolCall(item.call_id, name, item.arguments))
+                _add_call(turns, ToolCall(item.call_id, name, item.arguments), at)
             case CustomCallItem() as item:
                 name = full_name(item.name, item.namespace)
                 arguments = msgspec.json.encode({CUSTOM_ARGUMENT: item.input}).decode()
-                _add_call(turns, ToolCall(item.call_id, name, arguments))
+                _add_call(turns, ToolCall(item.call_id, name, arguments), at)
             case OutputItem() as item:
                 text, images = content_of(item.output, f"{at}.output")
                 turns.append(Message("tool", text, tool_call_id=item.call_id, images=images))
@@ -240,10 +242,16 @@ def _turn(item: MessageItem, field: str) -> Message:
     return Message(role, text, images=images)
 
 
-def _add_call(turns: list[Message], call: ToolCall) -> None:
+def _add_call(turns: list[Message], call: ToolCall, field: str) -> None:
     """Add a call to the turn of the assistant that it belongs to."""
     if turns and turns[-1].role == "assistant":
         last = turns[-1]
+        if len(last.tool_calls) == MAX_TOOLS:
+            raise _too_many(f"one turn has more than {MAX_TOOLS} calls", field)
         turns[-1] = msgspec.structs.replace(last, tool_calls=(*last.tool_calls, call))
     else:
         turns.append(Message("assistant", "", tool_calls=(call,)))
+
+
+def _too_many(why: str, field: str) -> InvalidSyscall:
+    return InvalidSyscall(why, field=field, remedy="leave out the oldest of them")

@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.llm import (
     MAX_ANSWER_TOKENS,
+    MAX_MESSAGES,
     Image,
     JsonFormat,
     LlmChat,
@@ -207,7 +208,7 @@ class OutputConfig(Struct, frozen=True):
 class CountRequest(Struct, frozen=True, kw_only=True):
     """What a prompt is made of."""
 
-    messages: Annotated[list[Turn], Meta(min_length=1)]
+    messages: Annotated[list[Turn], Meta(min_length=1, max_length=MAX_MESSAGES)]
     model: str | None = None
     system: str | list[Block] | None = None
     tools: list[OfferedTool] | None = None

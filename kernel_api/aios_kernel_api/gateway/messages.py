@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.reply import CountResult
-from aios_kernel_api.bodies import unless_left
+from aios_kernel_api.bodies import in_turn, unless_left
 from aios_kernel_api.gateway.asking import asking, read, unless_gone
 from aios_kernel_api.gateway.message_reply import MessageEvents, message_of
 from aios_kernel_api.gateway.message_request import (
@@ -36,12 +36,14 @@ async def create(request: Request) -> Response:
     kernel = gateway.kernel
     asked = await read(request, MESSAGE_FIELDS, _messages)
     named = await gateway.cores.named(asked.body.model)
-    body, left_out = chat_of(asked.body, named.core)
+    async with in_turn(request):
+        body, left_out = chat_of(asked.body, named.core)
     ask = await asking(request, left_out=(*asked.not_kept, *left_out), metadata=asked.body.metadata)
     one_call, thoughts = asked.body.one_call, asked.body.shows_thoughts
     with ExitStack() as held:
-        pending = ask.submit(body)
-        held.enter_context(waiting(kernel, pending))
+        async with in_turn(request):
+            pending = ask.submit(body)
+            held.enter_context(waiting(kernel, pending))
         if body.stream:
             events = MessageEvents(pending.id, named.shown, one_call, thoughts)
             return await streamed(request, ask, pending, held, events.told)
@@ -57,8 +59,10 @@ async def count_tokens(request: Request) -> Response:
     asked = await read(request, COUNT_FIELDS, _counts)
     named = await gateway.cores.named(asked.body.model)
     ask = await asking(request, left_out=asked.not_kept)
-    pending = ask.submit(count_of(asked.body, named.core))
-    with waiting(gateway.kernel, pending):
+    with ExitStack() as held:
+        async with in_turn(request):
+            pending = ask.submit(count_of(asked.body, named.core))
+            held.enter_context(waiting(gateway.kernel, pending))
         reply = await unless_left(request, reply_of(gateway.kernel, pending))
     if not isinstance(reply.result, CountResult):
         raise KernelError("the reply holds no count", syscall_id=reply.id)

@@ -26,7 +26,7 @@ from aios_broker.client.pending import Pending
 from aios_broker.contract.errors import InvalidSyscall, KernelError, NotFound
 from aios_broker.contract.llm import LlmCount
 from aios_broker.contract.reply import Chunk, CountResult, Reply
-from aios_kernel_api.bodies import query_of, unless_left
+from aios_kernel_api.bodies import in_turn, query_of, unless_left
 from aios_kernel_api.events import KEEP_ALIVE, EventStream, Source, event
 from aios_kernel_api.gateway.asking import Ask, asking, read, unless_gone
 from aios_kernel_api.gateway.items import Json, conversation_of, listed
@@ -89,12 +89,14 @@ async def create(request: Request) -> Response:
         metadata=asked.metadata,
         known_program=None if previous is None else previous.program,
     )
-    making, pending = await _submitted(gateway, ask, asked, records, previous)
-    headers = ask.headers(pending)
-    if asked.background:
-        return await _in_background(request, gateway, making, pending, headers)
     with ExitStack() as held:
-        held.enter_context(waiting(gateway.kernel, pending))
+        async with in_turn(request):
+            making, pending = await _submitted(gateway, ask, asked, records, previous)
+            if not asked.background:
+                held.enter_context(waiting(gateway.kernel, pending))
+        headers = ask.headers(pending)
+        if asked.background:
+            return await _in_background(request, gateway, making, pending, headers)
         if not asked.stream:
             reply = await unless_left(request, reply_of(gateway.kernel, pending))
             return _answer(await making.conclude(reply), headers)
@@ -113,16 +115,18 @@ async def count_input(request: Request) -> Response:
     previous = await _previous(records, asked)
     named = await gateway.cores.named(asked.model)
     ask = await asking(request, left_out=body.not_kept)
-    place = await records.place(
-        "",
-        instructions_of(asked),
-        conversation_of(asked.items),
-        previous,
-        needs_context=False,
-    )
-    tools = toolset_of(asked.tools or (), None).tools
-    pending = ask.submit(LlmCount(core=named.core, messages=place.messages, tools=tools))
-    with waiting(gateway.kernel, pending):
+    with ExitStack() as held:
+        async with in_turn(request):
+            place = await records.place(
+                "",
+                instructions_of(asked),
+                conversation_of(asked.items),
+                previous,
+                needs_context=False,
+            )
+            tools = toolset_of(asked.tools or (), None).tools
+            pending = ask.submit(LlmCount(core=named.core, messages=place.messages, tools=tools))
+            held.enter_context(waiting(gateway.kernel, pending))
         reply = await unless_left(request, reply_of(gateway.kernel, pending))
     if not isinstance(reply.result, CountResult):
         raise KernelError("the reply holds no count", syscall_id=reply.id)

@@ -15,12 +15,13 @@ from starlette.routing import Route
 
 from aios_broker.contract.errors import InvalidRequest
 from aios_broker.contract.syscall import refuse_nul
-from aios_kernel_api.bodies import read_body
+from aios_kernel_api.bodies import in_turn, read_body
 from aios_kernel_api.identity import caller_of
 from aios_kernel_api.page.csrf import refuse_forged
 
 MAX_FORM_BYTES = 2 * 1024 * 1024
 MAX_FIELDS = 20_000  # as many programs may be ticked
+FORM_TIMES = 4  # a byte of a form takes as long to be read as so many of JSON
 FORM_TYPE = "application/x-www-form-urlencoded"
 
 
@@ -39,7 +40,7 @@ class Form:
         return self.fields.get(name) or ("",)
 
 
-async def read_form(request: Request) -> Form:
+async def read_form(request: Request, most_bytes: int = MAX_FORM_BYTES) -> Form:
     """Return the form that a request sends.
 
     Raises:
@@ -48,7 +49,12 @@ async def read_form(request: Request) -> Form:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != FORM_TYPE:
         raise InvalidRequest("it is no form", field="content-type", remedy=f"send {FORM_TYPE}")
-    body = await read_body(request, most_bytes=MAX_FORM_BYTES)
+    body = await read_body(request, most_bytes=most_bytes)
+    async with in_turn(request, FORM_TIMES):
+        return _form_of(body)
+
+
+def _form_of(body: bytes) -> Form:
     fields: dict[str, list[str]] = {}
     try:
         pairs = parse_qsl(

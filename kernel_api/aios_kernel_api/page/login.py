@@ -29,6 +29,7 @@ from aios_kernel_api.problems import headers_of, status_of, told
 COOKIE = "aios_page"
 COOKIE_S = 12 * 3600
 MAX_KEY_LENGTH = 64
+MAX_LOGIN_BYTES = 16 * 1024  # of whoever comes
 
 
 async def who_looks(headers: Headers, kernel: Kernel) -> Caller:
@@ -53,7 +54,7 @@ async def form(_request: Request) -> Response:
 async def log_in(request: Request) -> Response:
     """Take a token, and give the cookie for it."""
     refuse_foreign(request)
-    token = (await read_form(request)).one("token").strip()
+    token = (await read_form(request, MAX_LOGIN_BYTES)).one("token").strip()
     try:
         if not token or len(token) > MAX_TOKEN_LENGTH:
             raise unauthenticated("no token was given")

@@ -27,7 +27,7 @@ from aios_broker.contract.storage import (
     StorageStat,
     StorageWrite,
 )
-from aios_kernel_api.bodies import query_of, read_body
+from aios_kernel_api.bodies import in_turn, query_of, read_body
 from aios_kernel_api.byte_ranges import ByteSource, answer, names, sent_piece
 from aios_kernel_api.calls import call
 from aios_kernel_api.identity import Caller, caller_of
@@ -122,7 +122,8 @@ async def put_file(request: Request) -> Response:
     first = _first_byte(request, len(data))
     version = await _wanted_version(request, caller, owner, first)
     try:
-        content = base64.b64encode(data).decode()
+        async with in_turn(request):
+            content = base64.b64encode(data).decode()
         body: StorageAppend | StorageWrite
         if first:
             body = StorageAppend(path, content, "base64", version, owner=owner)

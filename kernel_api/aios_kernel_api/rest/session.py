@@ -13,7 +13,7 @@ client begins another: what it waits for it names again, and gets what it has mi
 import asyncio
 from collections.abc import Sequence
 from contextlib import closing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -26,13 +26,15 @@ from aios_broker.client.transport import Attached
 from aios_broker.client.transport import Outcome as Found
 from aios_broker.contract.errors import AccessDenied, Cancelled, InvalidSyscall, KernelError
 from aios_broker.contract.ids import id_refused
+from aios_broker.contract.json_text import DuplicateKey, refuse_dropped, refuse_duplicate_keys
 from aios_broker.contract.names import Module, Owner, SyscallId
 from aios_broker.contract.reply import Heard
-from aios_broker.contract.syscall import Syscall, decode_syscall
-from aios_kernel_api.bodies import MAX_BODY_BYTES, query_of, read_body, refuse_ambiguous
+from aios_broker.contract.syscall import Syscall, decode_syscall, refuse_shape
+from aios_kernel_api.bodies import MAX_BODY_BYTES, ambiguous, in_turn, query_of, read_body
 from aios_kernel_api.events import KEEP_ALIVE, EventStream, Guard, Source, event, failed
 from aios_kernel_api.identity import Caller, caller_of, require_agent
 from aios_kernel_api.kernel import Kernel, kernel_of
+from aios_kernel_api.large_work import weight_of
 from aios_kernel_api.problems import told
 from aios_kernel_api.router import Mailbox, told_message
 
@@ -40,6 +42,13 @@ ASKED_AT_ONCE = 16  # of the syscalls that one request names
 MOST_ANSWER_BYTES = 32 * 1024 * 1024  # then the rest is asked for anew
 
 T = TypeVar("T", bound=Struct)
+# As what a message is read to see whether it says each thing once: syscalls are looked at one by
+# one.
+_PLAIN: dict[type[Struct], Any] = {
+    wire.Submit: dict[str, msgspec.Raw],
+    wire.Attach: object,
+    wire.Cancel: object,
+}
 
 
 class StatusQuery(Struct, frozen=True):
@@ -99,18 +108,31 @@ async def submit(request: Request) -> Response:
     """Publish syscalls: each stands or falls for itself."""
     kernel, caller = kernel_of(request), caller_of(request)
     owner = require_agent(caller)
-    asked = await _read(request, wire.Submit)
-    _require_few(asked.syscalls)
-    outcomes: list[wire.Outcome] = [wire.Outcome()] * len(asked.syscalls)
-    batches: dict[Module, dict[int, Syscall]] = {}  # by place
-    for place, raw in enumerate(asked.syscalls):
-        try:
-            syscall = _own(decode_syscall(bytes(raw)), caller, kernel)
-        except KernelError as error:
-            outcomes[place] = wire.Outcome(error=error.to_wire())
-        else:
-            batches.setdefault(syscall.module, {})[place] = syscall
-    box = kernel.router.find(asked.session, owner)
+    data = await read_body(request)
+    async with in_turn(request) as progress:
+        asked = _read(data, wire.Submit)
+        _require_few(asked.syscalls)
+        outcomes: list[wire.Outcome] = [wire.Outcome()] * len(asked.syscalls)
+        batches: dict[Module, dict[int, Syscall]] = {}  # by place
+        for place, raw in enumerate(asked.syscalls):
+            await progress.before(weight_of(bytes(raw)))
+            try:
+                syscall = _own(_decoded(bytes(raw)), caller, kernel)
+            except KernelError as error:
+                outcomes[place] = wire.Outcome(error=error.to_wire())
+            else:
+                batches.setdefault(syscall.module, {})[place] = syscall
+        await _publish(kernel, kernel.router.find(asked.session, owner), batches, outcomes)
+    return _answer(wire.Outcomes(tuple(outcomes)))
+
+
+async def _publish(
+    kernel: Kernel,
+    box: Mailbox | None,
+    batches: dict[Module, dict[int, Syscall]],
+    outcomes: list[wire.Outcome],
+) -> None:
+    """Publish syscalls, each under its place, and write down what came of each."""
     for batch in batches.values():
         ids = [syscall.id for syscall in batch.values()]
         kernel.router.join(box, ids)
@@ -119,13 +141,14 @@ async def submit(request: Request) -> Response:
             outcomes[place] = _outcome(each)
             if isinstance(each, KernelError) or (each is not None and each.reply is not None):
                 kernel.router.leave(box, syscall_id)
-    return _answer(wire.Outcomes(tuple(outcomes)))
 
 
 async def attach(request: Request) -> Response:
     """Let a session hear of syscalls; what has ended is answered here."""
     kernel, owner = kernel_of(request), require_agent(caller_of(request))
-    asked = await _read(request, wire.Attach)
+    data = await read_body(request)
+    async with in_turn(request):
+        asked = _read(data, wire.Attach)
     _require_few(asked.asks)
     box = kernel.router.find(asked.session, owner)
     standings: list[wire.Standing] = []
@@ -161,7 +184,9 @@ def _size_bytes(attached: Attached) -> int:
 async def cancel(request: Request) -> Response:
     """End syscalls of one module."""
     kernel, owner = kernel_of(request), require_agent(caller_of(request))
-    asked = await _read(request, wire.Cancel)
+    data = await read_body(request)
+    async with in_turn(request):
+        asked = _read(data, wire.Cancel)
     _require_few(asked.ids)
     reason = Cancelled(asked.reason or "its agent cancelled it")
     transport = kernel.router.transport
@@ -176,12 +201,13 @@ async def status(request: Request) -> Response:
     return _answer(await kernel.router.transport.status(syscall_id, owner))
 
 
-async def _read(request: Request, kind: type[T]) -> T:
+def _read(data: bytes, kind: type[T]) -> T:
     """Return a message; the syscalls in it are not read yet."""
     try:
-        data = await read_body(request)
         message = msgspec.json.decode(data, type=kind)
-        refuse_ambiguous(data)
+        refuse_dropped(data, msgspec.json.decode(data, type=_PLAIN[kind]))
+    except DuplicateKey as error:
+        raise ambiguous(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidSyscall(
             f"not what is sent here: {error}",
@@ -189,6 +215,20 @@ async def _read(request: Request, kind: type[T]) -> T:
             remedy="use an SDK and a kernel of the same release",
         ) from error
     return message
+
+
+def _decoded(data: bytes) -> Syscall:
+    """Return a syscall that a client has written.
+
+    Raises:
+        InvalidSyscall: it is none, or says one thing twice.
+    """
+    refuse_shape(data)
+    try:
+        refuse_duplicate_keys(data)
+    except DuplicateKey as error:
+        raise ambiguous(error) from error
+    return decode_syscall(data, is_flat=True)
 
 
 def _require_few(asked: Sequence[object]) -> None:

@@ -1,11 +1,13 @@
-"""Where a syscall stands, as the API shows it; and a list of such, no larger than it may be."""
+"""How a syscall is shown: where it stands, and its answer once it has ended."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
+from starlette.requests import Request
 from starlette.responses import Response
 
 from aios_broker.client.pending import Pending
@@ -14,11 +16,10 @@ from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Reply, Result, Timings, decode_reply
 from aios_broker.contract.syscall import State
 from aios_broker.queues.records import JobView
-from aios_kernel_api.kernel import Found
-from aios_kernel_api.large_work import WorkProgress
+from aios_kernel_api.bodies import left
+from aios_kernel_api.kernel import Found, Kernel, kernel_of
 from aios_kernel_api.problems import told_body
 
-MOST_ANSWER_BYTES = 32 * 1024 * 1024  # of a list's answer: results beyond that are left out
 # refused: nothing of it runs. lost: the kernel did not answer; it may run.
 ViewState = Literal[State, "refused", "lost"]
 
@@ -42,6 +43,35 @@ class SyscallView(Struct, frozen=True, omit_defaults=True):
     error: ErrorBody | None = None
     timings: Timings | None = None
     left_out: bool = False  # its result, from a list that is too large with it: ask for it by `id`
+
+
+async def ended(request: Request, ends: Sequence[asyncio.Future[None]], wait_s: float) -> None:
+    """Return when all have ended, the time is over, the client is gone, or this process stops."""
+    if wait_s <= 0 or all(each.done() for each in ends):
+        return
+    all_ended = asyncio.ensure_future(asyncio.wait(ends))
+    others = [
+        asyncio.ensure_future(left(request)),
+        asyncio.ensure_future(kernel_of(request).leaving.wait()),
+    ]
+    try:
+        await asyncio.wait(
+            [all_ended, *others], timeout=wait_s, return_when=asyncio.FIRST_COMPLETED
+        )
+    finally:
+        for each in (all_ended, *others):
+            each.cancel()
+
+
+def heard(pending: Pending) -> Reply | None:
+    """Return the kernel's reply, if it is here.
+
+    Raises:
+        KernelError: there will be none: the kernel refused the syscall, or stayed away.
+    """
+    if pending.reply is not None and pending.state != "ended":
+        pending.reply.unwrap()
+    return pending.reply
 
 
 def view_of(syscall_id: str, found: Found) -> SyscallView:
@@ -93,8 +123,20 @@ def live_view(live: JobView) -> SyscallView:
     )
 
 
+async def standing(kernel: Kernel, ids: Mapping[str, Module]) -> dict[str, SyscallView]:
+    """Return where syscalls stand that have not ended, by id; those that have are left out."""
+    by_module: dict[Module, list[str]] = {}
+    for syscall_id, module in ids.items():
+        by_module.setdefault(module, []).append(syscall_id)
+    return {
+        one.job_id: live_view(one)
+        for module, some in by_module.items()
+        for one in await kernel.control.jobs_of(some, module)
+    }
+
+
 def view_of_pending(pending: Pending) -> SyscallView:
-    """Return a syscall that was submitted here, as far as it was heard of."""
+    """Return a submission as it is shown."""
     if pending.reply is None:
         return taken_view(pending)
     view = ended_view(pending.reply)
@@ -104,20 +146,5 @@ def view_of_pending(pending: Pending) -> SyscallView:
 
 
 def taken_view(pending: Pending) -> SyscallView:
-    """Return a syscall that the kernel has just taken."""
+    """Return a submission that has not ended as it is shown."""
     return SyscallView(pending.id, "queued", pending.module)
-
-
-async def encoded_list(views: Sequence[SyscallView], progress: WorkProgress) -> bytes:
-    """Return a list as JSON that is not much larger than it may be."""
-    parts: list[bytes] = []
-    size_bytes = 0
-    for view in views:
-        part = msgspec.json.encode(view)
-        await progress.before(len(part))
-        size_bytes += len(part)
-        if size_bytes > MOST_ANSWER_BYTES and view.result is not None:
-            size_bytes -= len(part)
-            part = msgspec.json.encode(replace(view, result=None, left_out=True))
-        parts.append(part)
-    return b"[" + b",".join(parts) + b"]"

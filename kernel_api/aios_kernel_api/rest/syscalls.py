@@ -9,10 +9,8 @@ A syscall is published as soon as it is acknowledged here, and goes on when its 
 `cancel` ends it. `Idempotency-Key`, or `key` in the body, names it: the same key, the same syscall.
 """
 
-import asyncio
-from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
@@ -20,29 +18,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios_broker.client.pending import Pending
 from aios_broker.contract.errors import InvalidRequest, InvalidSyscall, from_wire
 from aios_broker.contract.names import Module, Name, SyscallId
-from aios_broker.contract.reply import Reply
-from aios_broker.contract.syscall import (
-    DEFAULT_DEADLINE_S,
-    MAX_DEADLINE_S,
-    Body,
-    Syscall,
-)
-from aios_kernel_api.bodies import decode, decode_each, left, query_of, read_body
+from aios_broker.contract.syscall import DEFAULT_DEADLINE_S, MAX_DEADLINE_S, Body, Syscall
+from aios_kernel_api.bodies import decode, decode_each, in_turn, query_of, read_body
 from aios_kernel_api.identity import Caller, caller_of, require_agent
-from aios_kernel_api.kernel import Kernel, kernel_of
-from aios_kernel_api.large_work import PIECE_BYTES, WorkProgress
+from aios_kernel_api.kernel import Found, Kernel, kernel_of
+from aios_kernel_api.large_work import PIECE_BYTES, WorkProgress, weight_of
+from aios_kernel_api.rest.syscall_lists import Batch, several
 from aios_kernel_api.rest.syscall_view import (
-    SyscallView,
     answer,
-    encoded_list,
+    ended,
     ended_view,
-    live_view,
+    heard,
+    standing,
     taken_view,
     view_of,
-    view_of_pending,
 )
 
 MAX_WAIT_S = 600.0
@@ -50,8 +41,6 @@ MAX_LIST = 500
 MAX_LIST_BYTES = 16 * 1024 * 1024
 KEY_HEADER = "idempotency-key"
 
-T = TypeVar("T")
-Batch = tuple[int, list[T]]  # syscalls that are submitted at once, and their bytes
 Key = Annotated[str, Meta(min_length=1, max_length=256)]
 WaitS = Annotated[float, Meta(ge=0.0, le=MAX_WAIT_S)]
 
@@ -89,8 +78,9 @@ async def submit(request: Request) -> Response:
     kernel, caller = kernel_of(request), caller_of(request)
     require_agent(caller)
     wait_s = query_of(request, SubmitQuery).wait_s
-    async with kernel.large_work.of(caller.owner) as progress:
-        asked = await _read(await read_body(request, most_bytes=MAX_LIST_BYTES), progress)
+    data = await read_body(request, most_bytes=MAX_LIST_BYTES)
+    async with in_turn(request) as progress:
+        asked = await _read(data, progress)
     key = _key_in(request, alone=isinstance(asked, SyscallRequest))
     if isinstance(asked, SyscallRequest):
         return await _one(request, _syscall(kernel, caller, asked, key), wait_s)
@@ -98,7 +88,7 @@ async def submit(request: Request) -> Response:
         (size_bytes, [_syscall(kernel, caller, each, None) for each in batch])
         for size_bytes, batch in asked
     ]
-    return await _several(request, batches, wait_s)
+    return await several(request, batches, wait_s)
 
 
 async def _read(
@@ -106,7 +96,6 @@ async def _read(
 ) -> SyscallRequest | list[Batch[SyscallRequest]]:
     """Return what a body asks for: one syscall, or several in the batches that they go on in."""
     if len(data) <= PIECE_BYTES or data.lstrip()[:1] != b"[":
-        await progress.before(len(data))
         asked = decode(data, _REQUESTS)
         return asked if isinstance(asked, SyscallRequest) else [(len(data), asked)]
     batches: list[Batch[SyscallRequest]] = []
@@ -134,7 +123,7 @@ async def get(request: Request) -> Response:
     if wait_s > 0:
         return await _waited(request, wait_s)
     found = await kernel_of(request).find(id_in(request), caller_of(request).asks_as)
-    return answer(view_of(id_in(request), found))
+    return await _shown(request, id_in(request), found)
 
 
 async def wait(request: Request) -> Response:
@@ -146,15 +135,22 @@ async def _waited(request: Request, wait_s: float) -> Response:
     kernel, syscall_id = kernel_of(request), id_in(request)
     found = await kernel.find(syscall_id, caller_of(request).asks_as)
     if found.live is None:
-        return answer(view_of(syscall_id, found))
+        return await _shown(request, syscall_id, found)
     pending = kernel.session.attach(syscall_id, found.live.metadata.owner)
     with kernel.holding(pending):
-        await ended(request, [pending], wait_s)
+        await ended(request, [pending.ended], wait_s)
         reply = heard(pending)
     if reply is not None:
         return answer(ended_view(reply))
     found = await kernel.find(syscall_id, caller_of(request).asks_as)
-    return answer(view_of(syscall_id, found), 202 if found.live is not None else 200)
+    return await _shown(request, syscall_id, found, 202 if found.live is not None else 200)
+
+
+async def _shown(request: Request, syscall_id: str, found: Found, status: int = 200) -> Response:
+    """Return what shows a syscall; a large reply is read in its tenant's turn."""
+    async with kernel_of(request).large_work.of(caller_of(request).owner) as progress:
+        await progress.before(weight_of(found.reply or b""))
+        return answer(view_of(syscall_id, found), status)
 
 
 async def cancel(request: Request) -> Response:
@@ -165,36 +161,7 @@ async def cancel(request: Request) -> Response:
         module = msgspec.convert(found.live.module, Module)
         await kernel.cancel(syscall_id, module, caller.asks_as)
         found = await kernel.find(syscall_id, caller.asks_as)
-    return answer(view_of(syscall_id, found))
-
-
-async def ended(request: Request, calls: Sequence[Pending], wait_s: float) -> None:
-    """Return when all have ended, the time is over, the client is gone, or this process stops."""
-    if wait_s <= 0 or all(each.reply is not None for each in calls):
-        return
-    all_ended = asyncio.ensure_future(asyncio.wait([each.ended for each in calls]))
-    others = [
-        asyncio.ensure_future(left(request)),
-        asyncio.ensure_future(kernel_of(request).leaving.wait()),
-    ]
-    try:
-        await asyncio.wait(
-            [all_ended, *others], timeout=wait_s, return_when=asyncio.FIRST_COMPLETED
-        )
-    finally:
-        for each in (all_ended, *others):
-            each.cancel()
-
-
-def heard(pending: Pending) -> Reply | None:
-    """Return the kernel's reply, if it is here.
-
-    Raises:
-        KernelError: there will be none: the kernel refused the syscall, or stayed away.
-    """
-    if pending.reply is not None and pending.state != "ended":
-        pending.reply.unwrap()
-    return pending.reply
+    return await _shown(request, syscall_id, found)
 
 
 def _syscall(
@@ -222,15 +189,17 @@ def _syscall(
 
 async def _one(request: Request, syscall: Syscall, wait_s: float) -> Response:
     kernel = kernel_of(request)
-    pending = kernel.session.submit(syscall)
-    with kernel.holding(pending):
+    with ExitStack() as held:
+        async with in_turn(request):
+            pending = kernel.session.submit(syscall)
+            held.enter_context(kernel.holding(pending))
         await pending.taken()
-        await ended(request, [pending], wait_s)
+        await ended(request, [pending.ended], wait_s)
         reply = heard(pending)
     if reply is None:
         view = taken_view(pending)
         if wait_s > 0:
-            [view] = await _standing(kernel, [syscall], [view])
+            view = (await standing(kernel, {syscall.id: syscall.module})).get(syscall.id, view)
         return answer(view, 202)
     if wait_s <= 0:  # it had ended before, under the same key: it is shown, whatever came of it
         return answer(ended_view(reply))
@@ -239,45 +208,6 @@ async def _one(request: Request, syscall: Syscall, wait_s: float) -> Response:
         error.syscall_id = reply.id
         raise error
     return answer(ended_view(reply))
-
-
-async def _several(request: Request, batches: Sequence[Batch[Syscall]], wait_s: float) -> Response:
-    kernel, owner = kernel_of(request), caller_of(request).owner
-    calls: list[Pending] = []
-    with ExitStack() as held:
-        async with kernel.large_work.of(owner) as progress:
-            for size_bytes, batch in batches:
-                await progress.before(size_bytes)
-                sent = [kernel.session.submit(each) for each in batch]
-                for pending in sent:
-                    held.enter_context(kernel.holding(pending))
-                calls += sent
-                # One batch at a time: those of others go in between.
-                await asyncio.wait([each.accepted for each in sent])
-        await ended(request, calls, wait_s)
-        views = [view_of_pending(each) for each in calls]
-        if wait_s > 0:
-            asked = [each for _, batch in batches for each in batch]
-            views = await _standing(kernel, asked, views)
-    status = 200 if all(each.reply is not None for each in calls) else 202
-    async with kernel.large_work.of(owner) as progress:
-        return Response(await encoded_list(views, progress), status, media_type="application/json")
-
-
-async def _standing(
-    kernel: Kernel, syscalls: Sequence[Syscall], views: Sequence[SyscallView]
-) -> list[SyscallView]:
-    """Return the views of what was waited for, with where that stands which has not ended."""
-    by_module: dict[Module, list[str]] = {}
-    for syscall, view in zip(syscalls, views, strict=True):
-        if view.state == "queued":
-            by_module.setdefault(syscall.module, []).append(syscall.id)
-    live = {
-        one.job_id: live_view(one)
-        for module, ids in by_module.items()
-        for one in await kernel.control.jobs_of(ids, module)
-    }
-    return [live.get(view.id, view) for view in views]
 
 
 def id_in(request: Request) -> str:
