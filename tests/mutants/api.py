@@ -121,7 +121,7 @@ API_MUTANTS = (
     Mutant(
         "what waits for a person is told as queued",
         SYSCALLS,
-        "[view] = await _standing(kernel, [syscall], [view])",
+        "view = (await standing(kernel, {syscall.id: syscall.module})).get(syscall.id, view)",
         "pass",
         SYSCALLS_TEST,
     ),
@@ -148,8 +148,8 @@ API_MUTANTS = (
     ),
     Mutant(
         "what a request held is not given back",
-        BODIES,
-        "            self.free_bytes += share.size_bytes\n",
+        ROOM,
+        "            self.add(tenant, -share.size_bytes)\n",
         "            pass\n",
         BORDER_TEST,
     ),
@@ -177,8 +177,8 @@ API_MUTANTS = (
     Mutant(
         "a syscall ends when nobody waits for it",
         SYSCALLS,
-        "    with kernel.holding(pending):\n        await pending.taken()\n",
-        "    if pending:\n        await pending.taken()\n",
+        "            held.enter_context(kernel.holding(pending))\n        await pending.taken()\n",
+        "        await pending.taken()\n",
         PROCESS_TEST,
     ),
     Mutant(

@@ -84,13 +84,6 @@ SESSION_MUTANTS = (
         BOUNDS_TEST,
     ),
     Mutant(
-        "all clients together are not bounded",
-        ROUTER,
-        "if self._load.size_bytes > MOST_TOGETHER_BYTES:",
-        "if False:",
-        BOUNDS_TEST,
-    ),
-    Mutant(
         "one answer holds all that is asked for",
         SESSION,
         "if size_bytes >= MOST_ANSWER_BYTES:",
