@@ -108,7 +108,7 @@ class OpenAnswers:
 
     def _cut_slowest(self, tenant: str) -> bool:
         """End the answer that nobody has read for the longest; False: there is none."""
-        answer = next(iter(self._by_tenant.get(tenant, ())), None)
+        answer = next(iter(self._by_tenant.get(tenant, {})), None)
         if answer is None:
             return False
         logger.warning("an answer that is not read is cut off: there is no room for the next one")

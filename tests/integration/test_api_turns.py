@@ -112,9 +112,8 @@ async def test_bodies_of_many_values_are_read_one_at_a_time_with_others_in_betwe
         read_at.append(ticks)
         return read_plain(data)
 
-    for module in (bodies, __import__("aios_kernel_api.a2a.rpc", fromlist=["rpc"])):
-        monkeypatch.setattr(module, "read_plain", noting)
-    monkeypatch.setattr("aios_kernel_api.gateway.asking.read_plain", noting)
+    for module in ("bodies", "a2a.rpc", "gateway.asking"):
+        monkeypatch.setattr(f"aios_kernel_api.{module}.read_plain", noting)
 
     async def beside() -> None:
         nonlocal ticks

@@ -93,7 +93,7 @@ API_MUTANTS = (
     Mutant(
         "the answer that is read is cut off",
         ROOM,
-        "answer = next(iter(self._by_tenant.get(tenant, ())), None)",
+        "answer = next(iter(self._by_tenant.get(tenant, {})), None)",
         "answer = next(reversed(self._by_tenant.get(tenant, {})), None)",
         ROOM_TEST,
     ),

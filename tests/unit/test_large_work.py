@@ -84,7 +84,7 @@ async def test_what_is_refused_rests_as_long_as_what_is_done(
         rests.append(delay_s)
         await sleep(0)
 
-    monkeypatch.setattr(large_work.asyncio, "sleep", noting)
+    monkeypatch.setattr(asyncio, "sleep", noting)
     work = LargeWork()
 
     async def refused() -> None:
