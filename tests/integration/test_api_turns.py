@@ -104,13 +104,21 @@ async def test_a_form_of_many_fields_takes_a_turn(
 async def test_bodies_of_many_values_are_read_one_at_a_time_with_others_in_between(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    """Of eight that have come none is read in the turn of the loop in which another one is."""
-    ticks, read_at = 0, list[int]()
-    read_plain = bodies.read_plain
+    """Of eight each has a turn to be read in, and rests before the next one has its own."""
+    ticks, turns = 0, 0
+    read_at: list[tuple[int, int]] = []
+    read_plain, enter = bodies.read_plain, LargeWork.enter
 
     def noting(data: bytes) -> Any:  # noqa: ANN401
-        read_at.append(ticks)
+        read_at.append((turns, ticks))
         return read_plain(data)
+
+    async def counting_turns(self: LargeWork, holder: Any, turn: Any) -> None:  # noqa: ANN401
+        nonlocal turns
+        await enter(self, holder, turn)
+        turns += 1
+
+    monkeypatch.setattr(LargeWork, "enter", counting_turns)
 
     for module in ("bodies", "a2a.rpc", "gateway.asking"):
         monkeypatch.setattr(f"aios_kernel_api.{module}.read_plain", noting)
@@ -126,9 +134,8 @@ async def test_bodies_of_many_values_are_read_one_at_a_time_with_others_in_betwe
         body = {**DOORS[path], "method": "none", "model": 5}  # refused, once it was read
         await asyncio.gather(*(sent(client, path, body) for _ in range(8)))
         counting.cancel()
-    assert len(read_at) == 8
-    between = [after - before for before, after in itertools.pairwise(read_at)]
-    assert min(between) > 3, "each rested as long as it had taken"
+    assert [turn for turn, _ in read_at] == list(range(1, 9))
+    assert all(before < after for (_, before), (_, after) in itertools.pairwise(read_at))
 
 
 async def test_a_small_call_goes_while_anothers_large_work_has_the_turn(redis_url: str) -> None:
