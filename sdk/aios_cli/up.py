@@ -73,7 +73,7 @@ def up(*, detach: bool, quiet: bool, as_json: bool, **options: str | int | None)
             url = without_password(record.redis_url)
             say(f"The kernel runs (process {record.pid}). AIOS_REDIS_URL={url}")
             if record.api_url is not None:
-                say(f"Its HTTP API answers at {record.api_url}")
+                say(f"Its HTTP API answers at {record.api_url} (its page: `aios ui`)")
         return
     log_path = StateDir.open(config.state_dir).log_dir / "kernel.log"
     log = KernelLog(log_path, None if quiet else sys.stdout, log_format=config.log_format)

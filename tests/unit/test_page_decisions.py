@@ -105,7 +105,7 @@ def test_what_an_agent_asks_for_is_text() -> None:
         (
             BoundObject("delete", "file", "12", 3, 1, "ab" * 32, "file /reports/q3.md", 1234),
             True,
-            "delete: file /reports/q3.md, version 3, 1234 bytes, sha256 abababababab",
+            "delete: file /reports/q3.md, version 3, 1,234 bytes, sha256 abababababab",
         ),
         (
             BoundObject("overwrite", "version", "12", 1, 1, "ab" * 32, "version 1 of /a.md", 1),

@@ -22,6 +22,7 @@ from aios_broker.contract.syscall import (
     encode_syscall,
     new_id,
 )
+from aios_broker.contract.tools import ToolRun
 from aios_broker.contract.traces import TraceContext, context_of, traceparent_of
 from aios_broker.contract.transitions import TABLE
 from aios_broker.ledger import lives
@@ -100,6 +101,12 @@ def test_a_syscall_without_a_trace_is_written_as_before() -> None:
     syscall = Syscall(new_id(), "ada", ToolEcho())
     assert b"traceparent" not in encode_syscall(syscall)
     assert b"traceparent" not in msgspec.json.encode(metadata_of(syscall))
+
+
+def test_what_is_kept_beside_a_call_says_of_which_tool_it_is() -> None:
+    call = Syscall(new_id(), "ada", ToolRun("team/add"))
+    assert metadata_of(call).tool == "team/add"
+    assert b'tool"' not in msgspec.json.encode(metadata_of(Syscall(new_id(), "ada", ToolEcho())))
 
 
 def test_what_is_sent_again_in_another_trace_is_the_same_syscall() -> None:
@@ -208,19 +215,24 @@ def test_a_chat_is_named_as_the_conventions_have_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "operation"),
+    ("kind", "tool", "name", "operation"),
     [
-        ("tool.echo", "execute_tool tool.echo", "execute_tool"),
-        ("memory.search", "memory.search", "search_memory"),
-        ("storage.write", "storage.write", None),
+        ("tool.echo", "", "execute_tool tool.echo", "execute_tool"),
+        ("tool.call", "team/add", "execute_tool team/add", "execute_tool"),
+        ("memory.search", "", "memory.search", "search_memory"),
+        ("storage.write", "", "storage.write", None),
     ],
 )
-def test_other_kinds_have_their_own_names(kind: str, name: str, operation: str | None) -> None:
-    metadata = msgspec.structs.replace(METADATA, kind=kind)
+def test_other_kinds_have_their_own_names(
+    kind: str, tool: str, name: str, operation: str | None
+) -> None:
+    metadata = msgspec.structs.replace(METADATA, kind=kind, tool=tool)
     [life] = lives_of((submission(metadata=metadata), change(1_500, "fail", "deadline-exceeded")))
     [span] = spans_of(life, ProgramRun.begun_by(life).root)
     assert (span.name, span.kind, span.error) == (name, "internal", "deadline-exceeded")
     assert span.attributes.get("gen_ai.operation.name") == operation
+    is_tool = operation == "execute_tool"
+    assert span.attributes.get("gen_ai.tool.name") == ((tool or kind) if is_tool else None)
     assert span.attributes["error.type"] == "deadline-exceeded"
 
 

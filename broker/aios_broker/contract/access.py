@@ -291,6 +291,11 @@ _COUNTED = {
 _DIGITS_SHOWN = 12  # of a digest
 
 
+def size_words(size_bytes: int) -> str:
+    """Return a size as people read it, exact: `1 byte`, `1,234 bytes`."""
+    return f"{size_bytes:,} byte{'' if size_bytes == 1 else 's'}"
+
+
 class BoundObject(Struct, frozen=True):
     """One thing that a call takes away, as it was when a person was asked about it.
 
@@ -331,7 +336,7 @@ class BoundObject(Struct, frozen=True):
         elif self.count > 1 and self.size_bytes is None:
             told.append(f"{self.count} in all")
         if self.size_bytes is not None:
-            told.append(f"{self.size_bytes} byte{'' if self.size_bytes == 1 else 's'}")
+            told.append(size_words(self.size_bytes))
         if self.digest:
             what = "version" if self.kind == "tool" else "sha256"
             told.append(f"{what} {self.digest[:_DIGITS_SHOWN]}")

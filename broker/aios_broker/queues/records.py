@@ -20,6 +20,7 @@ from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.names import Owner, tree_of
 from aios_broker.contract.syscall import Need, State, Syscall, core_of
+from aios_broker.contract.tools import ToolRun
 
 
 def iso_now() -> str:
@@ -44,6 +45,7 @@ class JobMetadata(Struct, frozen=True, omit_defaults=True, gc=False):
     width: int = 1  # places of a core that it takes at a time: answers, times beams
     traceparent: str = ""
     asked_by: str = ""  # a syscall's id
+    tool: str = ""  # that it calls
 
     @property
     def owner(self) -> Owner:
@@ -76,6 +78,7 @@ def metadata_of(syscall: Syscall) -> JobMetadata:
         syscall.width,
         syscall.traceparent,
         syscall.asked_by,
+        syscall.body.tool if isinstance(syscall.body, ToolRun) else "",
     )
 
 

@@ -157,7 +157,7 @@ def _name(of: JobMetadata, core: str) -> str:
     operation = _operation(of.kind)
     if of.kind in OF_MODELS and core:
         return f"{operation} {core}"
-    return f"{operation} {of.kind}" if operation == EXECUTE_TOOL else of.kind
+    return f"{operation} {of.tool or of.kind}" if operation == EXECUTE_TOOL else of.kind
 
 
 def _operation(kind: str) -> str:
@@ -184,7 +184,7 @@ def _attributes(life: Life) -> dict[str, Value]:
     if operation := _operation(of.kind):
         found |= {"gen_ai.operation.name": operation, "gen_ai.provider.name": PROVIDER}
     if operation == EXECUTE_TOOL:
-        found["gen_ai.tool.name"] = of.kind
+        found["gen_ai.tool.name"] = of.tool or of.kind
     if used.core:
         found["gen_ai.request.model"] = used.core
     if of.kind == "llm.chat":

@@ -85,7 +85,7 @@ def _syscall(life: Life, pid: int, tid: int, now_ms: int) -> TraceEvent:
     one = life.metadata
     return TraceEvent(
         "X",
-        f"{one.kind} {short_id(life.job_id)}",
+        f"{one.tool or one.kind} {short_id(life.job_id)}",
         pid,
         tid,
         life.begins_ms * US_PER_MS,
@@ -94,6 +94,8 @@ def _syscall(life: Life, pid: int, tid: int, now_ms: int) -> TraceEvent:
         {
             "syscall": life.job_id,
             "module": life.module,
+            "kind": one.kind,
+            "tool": one.tool or None,
             "agent": one.agent,
             "tenant": one.tenant,
             "program": one.program,

@@ -29,7 +29,7 @@ NAVIGATION: tuple[tuple[str, str, Scope], ...] = (
 async def page(request: Request, template: str, **context: object) -> Response:
     """Return a page; `template` extends `layout.html`."""
     caller = caller_of(request)
-    head = await parts_of(request).html(kernel_of(request), caller, "head")
+    head = await parts_of(request).html(kernel_of(request), caller, "head", is_new=True)
     whole = rendered(
         template,
         caller=caller,

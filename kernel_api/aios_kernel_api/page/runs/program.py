@@ -21,7 +21,6 @@ from starlette.responses import Response
 from aios_broker.contract.errors import InvalidRequest
 from aios_broker.contract.names import Name
 from aios_broker.contract.syscall import MODULES, Body
-from aios_broker.contract.tools import ToolRun
 from aios_broker.ledger.history import History
 from aios_broker.ledger.lives import Life, Stay, lives_of
 from aios_broker.ledger.runs import RunFilter, Runs
@@ -77,9 +76,8 @@ class Shown:
 
     @property
     def tool(self) -> str:
-        """The tool that it calls, as far as that is known; the empty string: none."""
-        body = self._body
-        return body.tool if isinstance(body, ToolRun) else self.job.tool if self.job else ""
+        """The tool that it calls; the empty string: none."""
+        return self.life.metadata.tool or (self.job.tool if self.job else "")
 
     @property
     def session(self) -> str:

@@ -178,8 +178,9 @@ async def clear(work: Work[MemoryClear]) -> Acknowledged:
     meant = _DELETE_ALL.replace("<narrowing>", " AND ".join(("true", *narrowing)))
     [gone] = await work.rows(meant, {**values, "owner": work.agent.id})
     if gone.notes:
-        which = f"{gone.notes} of the" if narrowing else f"all {gone.notes}"
-        what = f"delete {which} notes of {work.agent.name}"
+        every = "the only note" if gone.notes == 1 else f"all {gone.notes:,} notes"
+        which = f"{gone.notes:,} of the notes" if narrowing else every
+        what = f"delete {which} of {work.agent.name}"
         called = f"notes of agent {work.agent.name}"
         seen = Seen("notes", str(work.agent.id), count=gone.notes, digest=gone.digest, name=called)
         await work.take(Irreversible("clear", what, (seen,)))

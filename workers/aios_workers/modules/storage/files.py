@@ -9,6 +9,7 @@ import msgspec
 from aios_broker.access.grants import ObjectId
 from aios_broker.access.links import LINKED, link_digest, no_link
 from aios_broker.comparing import BOUNDS, MAX_COMPARED_BYTES, Pair
+from aios_broker.contract.access import size_words
 from aios_broker.contract.errors import InvalidSyscall, NotFound, VersionConflict
 from aios_broker.contract.paths import ROOT
 from aios_broker.contract.storage import (
@@ -224,7 +225,7 @@ async def take_content(work: AnyWork, file: Node, content: bytes, *sources: Seen
     lossy = is_other and not work.is_scratch(file.path)  # there, it is rolled back as freely
     what = (
         f"overwrite {file.path} of {work.owner.name} (version {file.version}, "
-        f"{file.size_bytes} bytes) with {len(content)} bytes"
+        f"{size_words(file.size_bytes)}) with {size_words(len(content))}"
     )
 
     async def diff() -> Pair | str:

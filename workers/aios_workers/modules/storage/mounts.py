@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aios_broker.contract.access import Acknowledged
+from aios_broker.contract.access import Acknowledged, size_words
 from aios_broker.contract.errors import InvalidPath, NotFound
 from aios_broker.contract.paths import ROOT, below, normal_path
 from aios_broker.contract.storage import (
@@ -230,7 +230,7 @@ async def delete_mounted(work: AnyWork, resolved: ResolvedPath) -> Entry:
     entry = await stat_mounted(work, resolved)
     found = await entry_or_none(work, resolved)
     assert found is not None
-    what = f"delete {resolved.path} on the host ({entry.size_bytes} bytes)"
+    what = f"delete {resolved.path} on the host ({size_words(entry.size_bytes)})"
     seen = await _seen(work, resolved, found)
     await work.take(Irreversible("delete", what, (seen,)))
     await work.ask()

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+from aios_broker.contract.access import size_words
 from aios_broker.contract.errors import InvalidPath, InvalidSyscall
 from aios_broker.contract.paths import ROOT, below, is_within, normal_path
 from aios_broker.contract.storage import (
@@ -270,9 +271,8 @@ async def delete(work: FileWork[StorageDelete]) -> Entry:
     file = resolved.file
     assert file is not None
     check_unlocked(work, file)
-    what = (
-        f"delete {file.path} of {work.owner.name} (version {file.version}, {file.size_bytes} bytes)"
-    )
+    size = size_words(file.size_bytes)
+    what = f"delete {file.path} of {work.owner.name} (version {file.version}, {size})"
     await work.take_at("delete", what, file.path, (seen_file(file),))
     await delete_file(work, file)
     return entry_of(file, work.owner)
