@@ -279,8 +279,12 @@ async def test_a_tenants_answers_that_are_not_read_have_a_bound_and_the_slowest_
         with caplog.at_level(logging.WARNING):
             for number in range(3):
                 unread.append(UnreadAnswer(served.url, token, ids))
-                least = min(number + 1, 2) * 8_000_000
-                await wait_until_async(lambda least=least: room.taken_bytes > least)
+                least_bytes = min(number + 1, 2) * 8_000_000
+
+                def is_held(least_bytes: int = least_bytes) -> bool:
+                    return room.taken_bytes > least_bytes
+
+                await wait_until_async(is_held)
             await wait_until_async(lambda: "cut off" in caplog.text)
         assert room.taken_bytes < 18 * MIB
         hers = asked_of(served, 1, eve)
