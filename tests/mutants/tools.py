@@ -8,6 +8,7 @@ PROCESSES_TEST = "tests/integration/test_tool_processes.py"
 EGRESS_TEST = "tests/integration/test_egress.py"
 RULES_TEST = "tests/unit/test_egress_rules.py"
 APPROVALS_TEST = "tests/integration/test_tool_approvals.py"
+STARTS_TEST = "tests/faults/test_start_deaths.py"
 FOLDER = "workers/aios_workers/modules/tool/"
 
 TOOL_MUTANTS = (
@@ -242,5 +243,20 @@ TOOL_MUTANTS = (
         "        if False:\n",
         "tests/integration/test_egress_tools.py"
         "::test_without_a_sandbox_no_tool_that_uses_a_key_runs",
+    ),
+    Mutant(
+        "tool module: nothing of a tool is loaded before its worker says so",
+        FOLDER + "process/__main__.py",
+        "    if not line.is_told():\n",
+        "    if False:\n",
+        STARTS_TEST + "::test_nothing_is_loaded_where_nobody_says_so",
+    ),
+    Mutant(
+        "tool module: a sandbox that a killed worker has left goes when the next one starts",
+        FOLDER + "opening.py",
+        "            end_left(left)\n",
+        "",
+        STARTS_TEST
+        + "::test_what_a_killed_worker_has_left_all_the_same_goes_when_the_next_one_starts",
     ),
 )

@@ -31,7 +31,7 @@ from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.registry import ToolRegistry
 from aios_workers.modules.tool.removal import remove_tree
 from aios_workers.modules.tool.running import Launch, Sandbox, ToolRunner
-from aios_workers.modules.tool.sandbox.bubblewrap import chosen_sandbox
+from aios_workers.modules.tool.sandbox.bubblewrap import chosen_sandbox, end_left
 from aios_workers.modules.tool.sandbox.task_groups import BoundedTasks, open_task_groups
 from aios_workers.modules.tool.sessions.opening import open_sessions
 from aios_workers.modules.tool.sessions.session_answers import SessionAnswers
@@ -208,6 +208,7 @@ def work_folder() -> Iterator[Path]:
     parent = Path(gettempdir())
     for left in parent.glob(f"{WORK}*"):
         if _is_left(left):
+            end_left(left)
             remove_tree(left)
     folder = Path(mkdtemp(prefix=WORK, dir=parent))
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -158,11 +158,7 @@ class ToolProcess:
             await self.close()
 
     async def _send(self, request: Mapping[str, Any]) -> None:
-        writer = self._process.stdin
-        assert writer is not None
-        data = msgspec.json.encode(request)
-        writer.write(LENGTH.pack(len(data)) + data)
-        await writer.drain()
+        await tell(self._process, request)
 
     async def _read(self) -> None:
         try:
@@ -275,13 +271,17 @@ def count_below(pid: int, most: int) -> int:
 
 
 async def first_event(process: asyncio.subprocess.Process) -> dict[str, Any]:
-    """Return what a process says when it has loaded its tool.
+    """Have a process load its tool; return what it says then.
+
+    It has begun by then: from here on it ends with this process, also by a `kill -9`.
 
     Raises:
         ToolUnavailable: It could not load it.
     """
     try:
         async with asyncio.timeout(LOAD_LIMIT_S):
+            await next_event(process)
+            await tell(process, {"load": True})
             said = await next_event(process)
     except TimeoutError as error:
         raise ToolUnavailable(
@@ -299,6 +299,19 @@ async def first_event(process: asyncio.subprocess.Process) -> dict[str, Any]:
             remedy="correct it, and try `aios tools test`",
         )
     return said
+
+
+async def tell(process: asyncio.subprocess.Process, request: Mapping[str, Any]) -> None:
+    """Send a process a request.
+
+    Raises:
+        ConnectionError: It has ended.
+    """
+    writer = process.stdin
+    assert writer is not None
+    data = msgspec.json.encode(request)
+    writer.write(LENGTH.pack(len(data)) + data)
+    await writer.drain()
 
 
 async def next_event(process: asyncio.subprocess.Process) -> dict[str, Any]:

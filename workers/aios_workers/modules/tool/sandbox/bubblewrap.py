@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,8 @@ from aios_workers.modules.tool.sandbox.view import arguments
 from aios_workers.modules.tool.sandbox_files import SandboxFiles
 
 PROBE_LIMIT_S = 10.0
+PROGRAM = b"bwrap"
+MOST_BEFORE = 5  # words before it and itself: a shell may join a control group first
 REMEDY = (
     "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone; "
     "in a container its seccomp profile), or run tools in a machine of their own"
@@ -68,6 +71,26 @@ def chosen_sandbox(kind: SandboxKind, hidden: Sequence[Path] = ()) -> Sandbox:
     except SandboxUnavailable as error:
         warning = f"{error.message}: it sees what the worker's user sees"
         return NoSandbox(warnings=(warning,))
+
+
+def end_left(folder: Path) -> None:
+    """End the sandboxes that work below a folder whose worker lives no more.
+
+    They end with their worker, but for those that it was starting when it was killed: Linux ties a
+    process to one above it that lives when it asks for that, and bubblewrap's first process
+    inside asks last. No line of a tool has run in such a one.
+    """
+    below = os.fsencode(f"{folder}/")
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            opened = os.pidfd_open(int(process.name))
+            try:
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                is_sandbox = any(os.path.basename(word) == PROGRAM for word in words[:MOST_BEFORE])
+                if is_sandbox and any(word.startswith(below) for word in words):
+                    signal.pidfd_send_signal(opened, signal.SIGKILL)
+            finally:
+                os.close(opened)
 
 
 def open_bubblewrap(hidden: Sequence[Path] = ()) -> Bubblewrap:
