@@ -116,7 +116,7 @@ def test_a_key_twice_is_seen_however_it_is_written(text: str) -> None:
 @given(WRITTEN, st.integers(0, 20))
 def test_levels_are_counted_outside_of_texts_alone(text: str, levels: int) -> None:
     text = f'["[[[[", "\\\\", "\\"[", {text}]'
-    deepest, depth, rest = 0, 0, re.sub(r'"([^"\\\\]|\\\\.)*"', "", text)
+    deepest, depth, rest = 0, 0, re.sub(r'"([^"\\]|\\.)*"', "", text)
     for each in rest:
         depth += (each in "[{") - (each in "]}")
         deepest = max(deepest, depth)
