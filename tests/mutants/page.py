@@ -18,6 +18,13 @@ LIVE = "kernel_api/aios_kernel_api/page/static/live.js"
 
 PAGE_MUTANTS = (
     Mutant(
+        "a trace does not say which tool was called",
+        "broker/aios_broker/traces/spans.py",
+        'found["gen_ai.tool.name"] = of.tool or of.kind',
+        'found["gen_ai.tool.name"] = of.kind',
+        "tests/unit/test_traces.py::test_other_kinds_have_their_own_names",
+    ),
+    Mutant(
         "anybody's program is taken away as a trace",
         "kernel_api/aios_kernel_api/page/runs/trace_file.py",
         "whose_program(caller, query.tenant, query.agent)",
