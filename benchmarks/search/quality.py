@@ -3,13 +3,14 @@
     python -m benchmarks.search.quality                    the development set: a minute
     python -m benchmarks.search.quality --locomo PATH      LoCoMo as well: some minutes
     python -m benchmarks.search.quality --friends PATH     FriendsQA as well: two minutes
+    python -m benchmarks.search.quality --qmsum PATH       QMSum as well: some minutes
     python -m benchmarks.search.quality --json out.json
 
-PATH: a clone of github.com/snap-research/locomo or github.com/emorynlp/FriendsQA, its git
-directory, or the file itself. A question
-is answered where one of the texts that answer it is found. Plain BM25 (`plain_bm25.py`) has the
-words that Postgres makes of the same texts. All else goes as an agent's searches go, on a Postgres
-of its own, with row-level security and the kernel's embedding model.
+PATH: a clone of github.com/snap-research/locomo, github.com/emorynlp/FriendsQA or
+github.com/Yale-LILY/QMSum, its git directory, or the file itself. A question is answered where one
+of the texts that answer it is found. Plain BM25 (`plain_bm25.py`) has the words that Postgres makes
+of the same texts. All else goes as an agent's searches go, on a Postgres of its own, with row-level
+security and the kernel's embedding model.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from benchmarks.search.sets import (  # noqa: E402
     development_notes,
     friends,
     locomo,
+    qmsum,
 )
 
 K = 10
@@ -178,7 +180,7 @@ def joined(parts: Iterable[Hits]) -> dict[str, dict[str, float | int]]:
 
 
 async def measure(
-    url: str, path: Path | None, friends_path: Path | None
+    url: str, path: Path | None, friends_path: Path | None, qmsum_path: Path | None
 ) -> dict[str, dict[str, dict[str, float | int]]]:
     """Return what is found of each set."""
     store, model = Store(url, limit_s=300.0), Model()
@@ -200,6 +202,12 @@ async def measure(
             results["FriendsQA"] = joined(
                 [await (await asked("friends")).notes(friends(friends_path))]
             )
+        if qmsum_path is not None:
+            parts = [
+                await (await asked(f"qmsum-{number}")).notes(memory)
+                for number, memory in enumerate(qmsum(qmsum_path))
+            ]
+            results["QMSum"] = joined(parts)
     finally:
         await store.aclose()
     return results
@@ -214,13 +222,14 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--locomo", type=Path, metavar="PATH")
     parser.add_argument("--friends", type=Path, metavar="PATH")
+    parser.add_argument("--qmsum", type=Path, metavar="PATH")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     with (
         tempfile.TemporaryDirectory(prefix="aios-bench-") as folder,
         database(Path(folder)) as url,
     ):
-        results = asyncio.run(measure(url, given.locomo, given.friends))
+        results = asyncio.run(measure(url, given.locomo, given.friends, given.qmsum))
     for name, kinds in results.items():
         print(f"{name}\n{'':32}{'questions':>10}" + "".join(f"{way:>10}" for way in WAYS))
         for kind, found in kinds.items():

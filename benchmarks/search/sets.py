@@ -5,8 +5,9 @@ questions are answered by turns that often mean nothing without the one before; 
 single facts (`questions.py`). Its tuning part chose the shares in a score, its held-out part did
 not. LoCoMo is others' (Maharana et al. 2024, github.com/snap-research/locomo, CC BY-NC 4.0): very
 long conversations. FriendsQA is others' too (Yang and Choi 2019, github.com/emorynlp/FriendsQA,
-Apache 2.0): scenes of a play, with questions to their turns; nothing was chosen on it. Both are
-read from clones of their repositories and never shipped.
+Apache 2.0): scenes of a play, with questions to their turns; nothing was chosen on it. Nor on QMSum
+(Zhong et al. 2021, github.com/Yale-LILY/QMSum, MIT): meetings, with questions to spans of turns.
+All three are read from clones of their repositories and never shipped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ DEVELOPMENT = Path(__file__).parent / "development"
 OTHERS = 700
 LOCOMO_FILE = "data/locomo10.json"
 FRIENDS_FILE = "dat/friendsqa_tst.json"  # its test part
+QMSUM_FILE = "data/ALL/jsonl/test.jsonl"  # its test part
+QMSUM_NARROW = 5  # turns that answer a question, at most
 FRIENDS_TURNS = "utterances:"  # so it stands there
 FRIENDS_NOTE = "#NOTE#"  # who "says" what is seen
 # Of LoCoMo's questions; the last kind has no answer in the conversation, but words that point to a
@@ -147,6 +150,28 @@ def _line(turn: dict[str, Any]) -> str:
 def _asks(name: str) -> str:
     """Return what a question asks for, which its id ends with: `s03_e21_c03_What`."""
     return name.rsplit("_", 1)[-1].lower()
+
+
+def qmsum(path: Path) -> Iterator[Memory]:
+    """Yield each meeting of its test part: one agent's memory, one program."""
+    for line in _read(path, QMSUM_FILE).splitlines():
+        meeting = json.loads(line)
+        said = meeting["meeting_transcripts"]
+        texts = [
+            Text(str(place), f"{turn['speaker']}: {turn['content']}", "meeting")
+            for place, turn in enumerate(said)
+        ]
+        questions = []
+        for asked in meeting["specific_query_list"]:
+            answers = frozenset(
+                str(place)
+                for first, last in asked["relevant_text_span"]
+                for place in range(int(first), min(int(last) + 1, len(said)))
+            )
+            kind = "few turns" if len(answers) <= QMSUM_NARROW else "many turns"
+            if answers:
+                questions.append(Question(asked["query"], answers, kind))
+        yield Memory(texts, questions)
 
 
 def _read(path: Path, file: str) -> str:
