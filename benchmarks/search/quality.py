@@ -3,7 +3,7 @@
     python -m benchmarks.search.quality                    the development set: a minute
     python -m benchmarks.search.quality --locomo PATH      LoCoMo as well: some minutes
     python -m benchmarks.search.quality --friends PATH     FriendsQA as well: two minutes
-    python -m benchmarks.search.quality --qmsum PATH       QMSum as well: some minutes
+    python -m benchmarks.search.quality --qmsum PATH       QMSum as well: ten minutes
     python -m benchmarks.search.quality --json out.json
 
 PATH: a clone of github.com/snap-research/locomo, github.com/emorynlp/FriendsQA or
