@@ -276,8 +276,10 @@ async def test_a_tenants_answers_that_are_not_read_have_a_bound_and_the_slowest_
         room = served.kernel.answers.room
         token = client.headers["authorization"].removeprefix("Bearer ")
         unread = []
+        connections = served.server.server_state.connections
         with caplog.at_level(logging.WARNING):
             for number in range(3):
+                open_before = len(connections)
                 unread.append(UnreadAnswer(served.url, token, ids))
                 least_bytes = min(number + 1, 2) * 8_000_000
 
@@ -287,6 +289,8 @@ async def test_a_tenants_answers_that_are_not_read_have_a_bound_and_the_slowest_
                 await wait_until_async(is_held)
             await wait_until_async(lambda: "cut off" in caplog.text)
         assert room.taken_bytes < 18 * MIB
+        # Its connection is gone at once: what it held is free, not only counted so.
+        await wait_until_async(lambda: len(connections) == open_before)
         hers = asked_of(served, 1, eve)
         await submitted(other, "none", hers)
         answer = await other.get(f"/v1/syscalls/{hers[0].id}/wait", params={"wait_s": 20})
