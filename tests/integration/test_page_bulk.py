@@ -79,7 +79,8 @@ def test_what_was_not_looked_through_is_said(api: ApiScene) -> None:
         long_ago(api, LOOKED_AT)  # with the one above one more than is looked at
         asked = send_form(operator, "/programs/retry", program=program)
         assert (
-            f"Only the newest {LOOKED_AT} syscalls of the kernel were looked through" in asked.text
+            f"Only the newest {LOOKED_AT:,} syscalls of the kernel were looked through"
+            in asked.text
         )
         assert "<strong>1 syscall.</strong>" in asked.text
 

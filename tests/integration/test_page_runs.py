@@ -13,6 +13,7 @@ import pytest
 
 from tests.api_scene import ACME, ApiScene
 from tests.page_scene import logged_in
+from tests.waiting import wait_until
 
 HOSTILE = "<script>alert(1)</script>\u202eabc"
 SAMPLE_FIGURES = 5
@@ -62,8 +63,9 @@ def test_a_program_is_shown_three_ways_with_what_stands_above_and_below(api: Api
         assert 'class="bar running"' in page.get("/program?program=book&view=timeline").text
         whole = shown(view="everything")
         assert all(words in whole for words in ("What it asked", "one", "Its error", "finish"))
+        # That it failed is in the ledger a moment later.
+        wait_until(lambda: failed["syscall_id"][:8] in shown(failed="true"))
         only_failed = shown(failed="true")
-        assert failed["syscall_id"][:8] in only_failed
         assert first["id"][:8] not in only_failed
         child = page.get("/program", params={"program": "book/chapter"}).text
         assert 'rel="up"' in child
