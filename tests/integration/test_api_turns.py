@@ -61,35 +61,31 @@ async def sent(client: httpx.AsyncClient, path: str, body: object) -> None:
         await client.post(path, content=msgspec.json.encode(body), timeout=3)
 
 
-@pytest.mark.parametrize("path", DOORS)
-async def test_a_body_of_many_values_takes_a_turn_of_its_tenant(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    turns: list[str] = []
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whose tenants had a turn, in their order."""
+    had: list[str] = []
     enter = LargeWork.enter
 
     async def noting(self: LargeWork, holder: Any, turn: Any) -> None:  # noqa: ANN401
-        turns.append(holder.tenant)
+        had.append(holder.tenant)
         await enter(self, holder, turn)
 
     monkeypatch.setattr(LargeWork, "enter", noting)
+    return had
+
+
+@pytest.mark.parametrize("path", DOORS)
+async def test_a_body_of_many_values_takes_a_turn_of_its_tenant(
+    redis_url: str, turns: list[str], path: str
+) -> None:
     async with flooded(redis_url) as (_, client):
         await sent(client, path, DOORS[path])
     assert turns
     assert set(turns) == {ADA.tenant}
 
 
-async def test_a_form_of_many_fields_takes_a_turn(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    turns: list[str] = []
-    enter = LargeWork.enter
-
-    async def noting(self: LargeWork, holder: Any, turn: Any) -> None:  # noqa: ANN401
-        turns.append(holder.tenant)
-        await enter(self, holder, turn)
-
-    monkeypatch.setattr(LargeWork, "enter", noting)
+async def test_a_form_of_many_fields_takes_a_turn(redis_url: str, turns: list[str]) -> None:
     token = await token_of(redis_url, ADA)
     async with flooded(redis_url) as (_, client):
         form = {"content-type": "application/x-www-form-urlencoded"}
