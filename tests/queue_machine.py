@@ -15,6 +15,7 @@ from rq.serializers import JSONSerializer
 from aios_broker.contract import reply
 from aios_broker.contract.errors import Cancelled
 from aios_broker.queues.keys import Keys
+from aios_broker.queues.order import Score
 from aios_broker.queues.quota import QuotaRow, Subject
 from aios_broker.queues.reconciliation import ALL_AT_ONCE
 from aios_broker.queues.records import (
@@ -157,7 +158,7 @@ class QueueMachine(WhoMayRun):
     def reorder(self, data: st.DataObject, age: int) -> None:
         named = data.draw(st.lists(st.sampled_from(IDS), unique=True))
         stale = age > 0
-        ranked = [(job_id, float(place)) for place, job_id in enumerate(named)]
+        ranked = [Score(job_id, float(place)) for place, job_id in enumerate(named)]
         assert self.do(self.order.reorder(self.epoch - age, ranked)) == (not stale)
         if not stale:
             first = [job_id for job_id in named if job_id in self.line]

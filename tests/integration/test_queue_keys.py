@@ -28,7 +28,7 @@ from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions, library_source
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
-from aios_broker.queues.order import Order
+from aios_broker.queues.order import Order, Score
 from aios_broker.queues.records import (
     Ending,
     JobMetadata,
@@ -258,7 +258,7 @@ class Scenario:
 
     async def sweep(self) -> None:
         _, ids = await self.order.head(100)
-        await self.order.reorder(self.epoch, [(job_id, 1.0) for job_id in reversed(ids)])
+        await self.order.reorder(self.epoch, [Score(job_id, 1.0) for job_id in reversed(ids)])
         await self.order.reclaim(self.epoch)
         await self.order.expire(self.epoch)
         await self.order.reconcile(self.epoch)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
+
 import pytest
 
 from aios_broker.queues.module_queue import ClaimRequest
+from aios_broker.queues.order import Order
 from aios_broker.queues.records import SliceUse
+from aios_broker.redis.connection import Answer, Argument
 from aios_broker.scheduler import ordering
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import policy_named
 from aios_broker.scheduler.ranking import LeadershipLost
 from tests.queue_user import QueueUser
+from tests.waiting import wait_until_async
 
 
 def module_order(user: QueueUser) -> ModuleOrder:
@@ -55,6 +60,63 @@ async def test_a_changed_nice_value_counts_at_the_next_tick(user: QueueUser) -> 
     await user.control.nice([second], -5, module="llm")
     await queue.tick(epoch, await now_ms(user))
     assert await user.waiting() == [second, first]
+
+
+class Raced(Order):
+    """Lets something else happen between the look at a queue and the change that it leads to."""
+
+    def __init__(self, user: QueueUser, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(user.functions, user.module, user.keys)
+        self._meanwhile: Callable[[], Awaitable[object]] | None = meanwhile
+
+    async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
+        if step == "reorder" and (meanwhile := self._meanwhile) is not None:
+            self._meanwhile = None
+            await meanwhile()
+        return await super()._call(step, arguments)
+
+
+@pytest.mark.parametrize("ranked_before", [False, True])
+async def test_a_nice_value_that_changes_while_its_job_is_ranked_counts(
+    user: QueueUser, *, ranked_before: bool
+) -> None:
+    await user.publish("priority")
+    epoch = await user.lead()
+    late, plain = await user.submit(0, 0)
+    if ranked_before:
+        await module_order(user).tick(epoch, await now_ms(user))
+        [late] = await user.submit(-10)  # at the tail: it changes the order, which is its moment
+
+    # Given an operator who changes the value after the scheduler has read it
+    async def renice() -> None:
+        assert await user.control.nice([late, plain], 5, module="llm") == ["done", "done"]
+        await user.control.nice([plain], -15, module="llm")
+
+    raced = Raced(user, renice)
+    queue = ModuleOrder(raced, user.control, policy_named("rr"))
+    for _ in range(3):
+        await queue.tick(epoch, await now_ms(user))
+    assert (await user.waiting())[0] == plain
+    assert (await user.waiting())[-1] == late
+
+
+async def test_one_suspended_while_it_is_ranked_is_ranked_anew(user: QueueUser) -> None:
+    await user.publish("priority")
+    epoch = await user.lead()
+    await user.submit(0)
+    [lease] = await user.claim()
+    submitted_ms = await now_ms(user)
+
+    async def a_millisecond_on() -> bool:
+        return await now_ms(user) > submitted_ms
+
+    async def suspend() -> None:
+        await wait_until_async(a_millisecond_on)
+        await user.suspend(lease)
+
+    queue = ModuleOrder(Raced(user, suspend), user.control, policy_named("rr"))
+    await queue.tick(epoch, await now_ms(user))
+    assert await user.order.scores([lease.job_id]) == [None]
 
 
 async def test_a_suspended_job_returns_to_its_place(user: QueueUser) -> None:

@@ -1,6 +1,6 @@
 """The mutants of the order: what a policy is shown, and who is ranked anew."""
 
-from tests.mutants.catalogue import Mutant
+from tests.mutants.catalogue import ORDERING_TEST, Mutant
 
 MACHINE_TEST = "tests/integration/test_ordering_properties.py"
 STATE_TEST = "tests/integration/test_policies_see_state.py"
@@ -208,6 +208,27 @@ ORDER_MUTANTS = (
         "scored=scored, notes=ranked.notes",
         "scored=scored",
         MACHINE_TEST,
+    ),
+    Mutant(
+        "order: a score of what was is kept",
+        "broker/aios_broker/queues/lua/scheduler/reorder.lua",
+        "~= basis then return end",
+        "== '' then return end",
+        ORDERING_TEST,
+    ),
+    Mutant(
+        "order: a job's suspension does not count while it is ranked",
+        "broker/aios_broker/queues/order.py",
+        "{known.nice.decode()} {known.ready_ms}",
+        "{known.nice.decode()} ",
+        ORDERING_TEST,
+    ),
+    Mutant(
+        "order: a score that was taken comes back",
+        "broker/aios_broker/scheduler/ordering.py",
+        "return Score(job_id, None)",
+        "return Score(job_id, self.scores[job_id])",
+        ORDERING_TEST,
     ),
     Mutant(
         "order: all is read, whether it is needed or not",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 
@@ -46,6 +47,17 @@ class Waiting:
     tokens: int
     slices: int
     deadline_ms: int  # 0: none
+    basis: str = ""  # what a score of it goes by and a step may change: `reorder` compares it
+
+
+class Score(NamedTuple):
+    """A job's score, lower goes first, as it is to be kept."""
+
+    job_id: str
+    value: float | None  # None: the one that it has, if it has one still, stays
+    # The `Waiting.basis` that it was made of. A job that has another by now (its nice value was
+    # changed, it was suspended) gets no score: the next look finds it without one. Empty: of none.
+    basis: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +187,7 @@ class Order(ModuleSteps):
         """
         arguments: list[Argument] = [epoch, ends, ends, middle, len(job_ids), 0]
         for job_id in job_ids:
-            arguments += (job_id, "")
+            arguments += (job_id, "", "")
         answer = await self._call("reorder", arguments)
         return None if answer == 0 else [job_id.decode() for job_id in answer]
 
@@ -248,9 +260,9 @@ class Order(ModuleSteps):
     async def reorder(
         self,
         epoch: int,
-        ranked: Sequence[tuple[str, float]],
+        ranked: Sequence[Score],
         *,
-        scored: Sequence[tuple[str, float]] = (),
+        scored: Sequence[Score] = (),
         ends: tuple[int, int] = (0, 0),
         middle: int = 0,
         notes: Notes = NOTHING,
@@ -271,8 +283,8 @@ class Order(ModuleSteps):
             False: the epoch is over, another scheduler leads, nothing was changed.
         """
         arguments: list[Argument] = [epoch, *ends, middle, len(ranked), len(scored)]
-        for job_id, score in (*ranked, *scored):
-            arguments += (job_id, score)
+        for job_id, value, basis in (*ranked, *scored):
+            arguments += (job_id, "" if value is None else value, basis)
         arguments += notes.arguments()
         is_over: bool = await self._call("reorder", arguments) == 0
         return not is_over
@@ -404,7 +416,8 @@ def _waiting(job_id: str, row: Answer) -> Waiting | None:
     if known.nice:
         metadata = msgspec.structs.replace(metadata, nice=int(known.nice))
     core = known.core.decode() or _core(known.needs)
-    return Waiting(job_id, metadata, core, *known[2:-2])
+    basis = f"{known.nice.decode()} {known.ready_ms}"
+    return Waiting(job_id, metadata, core, *known[2:-2], basis=basis)
 
 
 @lru_cache(maxsize=1024)  # many need the same

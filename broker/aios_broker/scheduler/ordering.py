@@ -20,7 +20,7 @@ import msgspec
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.queues.control import Control
-from aios_broker.queues.order import ROUTED, Order, Waiting
+from aios_broker.queues.order import ROUTED, Order, Score, Waiting
 from aios_broker.queues.watch import NOTHING, Notes
 from aios_broker.scheduler.policy import Policy, policy_named
 from aios_broker.scheduler.ranking import LeadershipLost, Ranker, Rescoring
@@ -45,8 +45,15 @@ class Ranking:
     standing: list[str]  # in the queue's order
     running: list[str]
     scores: dict[str, float] = field(default_factory=dict)  # not of jobs that are gone
-    fresh: set[str] = field(default_factory=set)  # those whose score Redis does not have
+    # By job whose score Redis does not have, what it was made of.
+    fresh: dict[str, str] = field(default_factory=dict)
     notes: Notes = NOTHING  # what is kept together with these
+
+    def score(self, job_id: str) -> Score:
+        """Return what is to be kept of a job: its score, where Redis has none."""
+        if (basis := self.fresh.get(job_id)) is None:
+            return Score(job_id, None)
+        return Score(job_id, self.scores[job_id], basis)
 
     def misplaced(self, *, head: int | None = None) -> list[str]:
         """Return the ids to put at the head, in order; those behind them stand right already.
@@ -285,7 +292,7 @@ class ModuleOrder:
     async def _score(self, ranking: Ranking, rows: Iterable[Waiting | None], now_ms: int) -> None:
         ranked = await self._ranker.rank(rows, now_ms)
         ranking.scores |= ranked.scores
-        ranking.fresh |= ranked.scores.keys()
+        ranking.fresh |= ranked.bases
         ranking.notes += ranked.notes
 
     async def _change(
@@ -307,11 +314,10 @@ class ModuleOrder:
         ]
         if not misplaced and not rest:
             return False
-        scores = ranking.scores
         changed = await order.reorder(
             epoch,
-            [(job_id, scores[job_id]) for job_id in misplaced],
-            scored=[(job_id, scores[job_id]) for job_id in rest],
+            [ranking.score(job_id) for job_id in misplaced],
+            scored=[ranking.score(job_id) for job_id in rest],
             ends=ends,
             middle=middle,
             notes=ranking.notes,

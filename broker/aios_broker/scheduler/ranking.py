@@ -11,10 +11,10 @@ How far each one is gone through is known here alone: a scheduler that takes ove
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aios_broker.queues.fleet import WorkerView
-from aios_broker.queues.order import Order, Waiting
+from aios_broker.queues.order import Order, Score, Waiting
 from aios_broker.queues.quota import Scope
 from aios_broker.queues.watch import NOTHING, Notes
 from aios_broker.scheduler.policy import Core, Policy, View, subject_of
@@ -35,6 +35,7 @@ class Ranked:
 
     scores: dict[str, float]
     notes: Notes = NOTHING
+    bases: dict[str, str] = field(default_factory=dict)  # what each score was made of
 
 
 class Ranker:
@@ -54,15 +55,17 @@ class Ranker:
         view = await self._view(jobs)
         ranks = self.policy.rank(view, now_ms)
         watched = self.policy.needs.watched
+        known = {job.job_id: job.basis for job in jobs}
+        bases = {job_id: known.get(job_id, "") for job_id in ranks.scores}
         if watched is None:
-            return Ranked(dict(ranks.scores))
+            return Ranked(dict(ranks.scores), bases=bases)
         ranked = tuple((job.job_id, str(subject_of(job, watched))) for job in jobs)
         marks = tuple(
             (who, mark)
             for who, mark in ranks.marks.items()
             if who not in view.accounts or view.accounts[who].mark != mark
         )
-        return Ranked(dict(ranks.scores), Notes(ranked=ranked, marks=marks))
+        return Ranked(dict(ranks.scores), Notes(ranked=ranked, marks=marks), bases)
 
     async def keep(self, epoch: int, ranked: Ranked) -> None:
         """Write scores, and what belongs to them, of jobs that stay where they stand.
@@ -70,7 +73,7 @@ class Ranker:
         Raises:
             LeadershipLost: another scheduler leads.
         """
-        scored = list(ranked.scores.items())
+        scored = [Score(i, score, ranked.bases[i]) for i, score in ranked.scores.items()]
         if not await self._order.reorder(epoch, [], scored=scored, notes=ranked.notes):
             raise LeadershipLost
 
@@ -145,7 +148,7 @@ class Rescoring:
         # Of those at the head that are of no part it may not be noted yet that they are watched.
         new = tuple(pair for pair in ranked.notes.ranked if pair[0] not in part)
         notes += Notes(ranked=new, marks=ranked.notes.marks)
-        await self._ranker.keep(epoch, Ranked(ranked.scores, notes))
+        await self._ranker.keep(epoch, Ranked(ranked.scores, notes, ranked.bases))
         return True
 
     async def _part(self, moved: Mapping[str, int]) -> tuple[dict[str, Waiting | None], Notes]:

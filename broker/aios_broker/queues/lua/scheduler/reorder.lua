@@ -1,8 +1,8 @@
 -- reorder.lua: put jobs at the head of the run queue, in this order, with their scores.
 --
--- ARGV  prefix, queue, epoch, head, tail, middle, n, m, then n times: id, score of the jobs to put in
---       order ('': it gets none); m times: id, score of jobs that get their score and stay where they are; then, of a
---       policy that watches (see watch.lua):
+-- ARGV  prefix, queue, epoch, head, tail, middle, n, m, then n times: id, score, basis of the jobs to put in
+--       order ('': it gets none); m times: id, score, basis of jobs that get their score and stay where they are; then,
+--       of a policy that watches (see watch.lua):
 --         'ranked', id, subject    it has a score from now on, by which its subject's use counted
 --         'gone', id, subject      it is no more
 --         'mark', subject, number  what the policy remembers of it
@@ -11,6 +11,8 @@
 -- head, tail: the ids to order are looked for among that many at either end of the list, and what
 -- lies between is not touched, up to `middle` of them aside, which are searched for: what a step costs
 -- in a long queue. head 0: the whole list.
+-- basis: the nice value and the time since which it waits that its score was made of ('': of neither). A job of
+-- which they have changed since gets no score: the one made is of what was, and nothing would make another.
 -- Ids that do not wait any more are left out; all others keep their order behind.
 -- Returns the ids to order that wait and were not found: they have moved further since they were seen.
 -- Where the epoch is over, 0, and nothing is changed.
@@ -43,6 +45,18 @@ local function waits(c, id)
     return not f.err and f[1] == 'queued' and f[2] == c.name
 end
 
+local function note_score(c, scores, id, score, basis)
+    if score == '' then return end
+    if basis ~= '' then
+        local f = redis.pcall('HMGET', job_key(c, id), 'aios_nice', 'aios_ready_ms')
+        if f.err then return end
+        local since = f[2] or string.match(basis, '%d*$') -- a stock tool's job has none until it is adopted
+        if (f[1] or '') .. ' ' .. since ~= basis then return end
+    end
+    scores[#scores + 1] = score
+    scores[#scores + 1] = id
+end
+
 local function put_in_order(c, head, tail, middle, n, scores)
     if n == 0 then return {} end
     local lost = {}
@@ -51,7 +65,7 @@ local function put_in_order(c, head, tail, middle, n, scores)
     for _, id in ipairs(last) do place[id] = 'tail' end
     for _, id in ipairs(taken) do place[id] = 'head' end
     for _ = 1, n do
-        local id, score = take(c), take(c)
+        local id, score, basis = take(c), take(c), take(c)
         if not place[id] and middle > 0 then
             middle = middle - 1
             place[id] = call('LREM', c.queue, 1, id) == 1 and 'middle'
@@ -59,10 +73,7 @@ local function put_in_order(c, head, tail, middle, n, scores)
         if place[id] and not named[id] then
             named[id] = true
             order[#order + 1] = id
-            if score ~= '' then
-                scores[#scores + 1] = score
-                scores[#scores + 1] = id
-            end
+            note_score(c, scores, id, score, basis)
             if place[id] == 'tail' then from_tail[#from_tail + 1] = id end
         elseif not place[id] and waits(c, id) then
             lost[#lost + 1] = id
@@ -88,11 +99,8 @@ register('reorder', function(c)
         tonumber(take(c)), tonumber(take(c))
     local lost = put_in_order(c, head, tail, middle, n, scores)
     for _ = 1, m do
-        local id, score = take(c), take(c)
-        if call('HEXISTS', c.live, id) == 1 then
-            scores[#scores + 1] = score
-            scores[#scores + 1] = id
-        end
+        local id, score, basis = take(c), take(c), take(c)
+        if call('HEXISTS', c.live, id) == 1 then note_score(c, scores, id, score, basis) end
     end
     variadic('ZADD', c.scores, scores)
     while c.at <= #c.args do KEPT[take(c)](c, take(c), take(c)) end
