@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -92,6 +93,26 @@ def test_nothing_is_loaded_where_nobody_says_so(mode: str, tmp_path: Path) -> No
     assert not (tmp_path / "loaded").exists()
     assert b"ready" in said(LENGTH.pack(2) + b"{}")
     assert (tmp_path / "loaded").exists()
+
+
+def test_a_folder_that_another_worker_took_for_left_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other one comes between the making of the folder and the taking of its lock."""
+    lock_of, swept = fcntl.flock, []
+
+    def flock_late(lock: int, how: int) -> None:
+        if how == fcntl.LOCK_EX and not swept:
+            swept.append(Path(os.readlink(f"/proc/self/fd/{lock}")).parent)
+            with work_folder():  # it sweeps, and then takes a folder of its own
+                assert not swept[0].exists()
+        lock_of(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    with work_folder() as folder:
+        assert folder.exists()
+        assert folder != swept[0]
+    assert not folder.exists()
 
 
 def test_what_a_killed_worker_has_left_all_the_same_goes_when_the_next_one_starts() -> None:

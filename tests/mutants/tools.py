@@ -254,9 +254,16 @@ TOOL_MUTANTS = (
     Mutant(
         "tool module: a sandbox that a killed worker has left goes when the next one starts",
         FOLDER + "opening.py",
-        "            end_left(left)\n",
+        "        end_left(folder)\n",
         "",
         STARTS_TEST
         + "::test_what_a_killed_worker_has_left_all_the_same_goes_when_the_next_one_starts",
+    ),
+    Mutant(
+        "tool module: a worker may work in a folder that another has removed",
+        FOLDER + "opening.py",
+        "if os.fstat(lock).st_nlink:",
+        "if True:",
+        STARTS_TEST + "::test_a_folder_that_another_worker_took_for_left_is_made_anew",
     ),
 )

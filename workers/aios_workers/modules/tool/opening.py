@@ -207,31 +207,42 @@ def work_folder() -> Iterator[Path]:
     """Yield a folder for tools to work in; what workers that died have left there goes first."""
     parent = Path(gettempdir())
     for left in parent.glob(f"{WORK}*"):
-        if _is_left(left):
-            end_left(left)
-            remove_tree(left)
-    folder = Path(mkdtemp(prefix=WORK, dir=parent))
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _remove_left(left)
+    folder, lock = _new_folder(parent)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
     finally:
         remove_tree(folder)
         os.close(lock)
 
 
-def _is_left(folder: Path) -> bool:
-    """Whether a folder is of a worker of this user's that lives no more."""
+def _new_folder(parent: Path) -> tuple[Path, int]:
+    """Make a folder, and take its lock: another worker may have taken it for one that was left."""
+    while True:
+        folder = Path(mkdtemp(prefix=WORK, dir=parent))
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fstat(lock).st_nlink:
+            return folder, lock
+        os.close(lock)
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove a folder of a worker of this user's that lives no more, and end what works there.
+
+    Its lock is held until it is gone, so that whoever is about to take it finds out.
+    """
     try:
         if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
-            return False
+            return
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return False
+        return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        end_left(folder)
+        remove_tree(folder)
     except BlockingIOError:
-        return False
+        return
     finally:
         os.close(lock)
-    return True
