@@ -215,8 +215,16 @@ def run_step(step: Step, checkout: Path) -> Outcome:
 
 
 def environment_of_tests(variables: dict[str, str]) -> dict[str, str]:
-    """Leave out AIOS_*: tests bring servers of their own and never touch the user's."""
-    return {name: value for name, value in variables.items() if not name.startswith("AIOS_")}
+    """Leave out AIOS_*: tests bring servers of their own and never touch the user's.
+
+    And what forbids Python to keep what it has compiled: tests start hundreds of processes, and
+    each would compile all that it imports anew.
+    """
+    return {
+        name: value
+        for name, value in variables.items()
+        if not name.startswith("AIOS_") and name != "PYTHONDONTWRITEBYTECODE"
+    }
 
 
 def verdict(exit_code: int) -> str:

@@ -120,3 +120,9 @@ def test_settings_of_the_users_kernel_do_not_reach_the_tests() -> None:
     kept = environment_of_tests({"AIOS_REDIS_URL": "redis://prod", "PATH": "/bin"})
 
     assert kept == {"PATH": "/bin"}
+
+
+def test_what_is_compiled_once_is_kept_for_the_processes_of_the_tests() -> None:
+    kept = environment_of_tests({"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"})
+
+    assert kept == {"PYTHONUNBUFFERED": "1"}
