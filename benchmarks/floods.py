@@ -36,7 +36,7 @@ from aios_broker.contract.access import ObjectRef
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.syscall import new_id
 from aios_broker.postgres.store import Store, only_row
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from aios_sdk import AsyncAgent
 from benchmarks.provenance import ROOT, commit_of, today
 from tests.waiting import wait_until_async

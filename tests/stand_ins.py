@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from aios_local.supervisor import Program
+from aios_local.supervisor.programs import Program
 
 SLEEP = "import time\nprint('at work', flush=True)\ntime.sleep(600)"
 # Ends its work in order on SIGTERM, and says so.

@@ -19,7 +19,7 @@ from aios_broker.postgres.database import check_database_url
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.redis.connection import Connection
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from benchmarks.chaos.crowd import Crowd
 from benchmarks.chaos.history import Log, Struck, wall_s
 from benchmarks.chaos.schedule import CLIENT, SCHEDULERS, SERVERS, Fault

@@ -14,7 +14,8 @@ from pathlib import Path
 import redis
 
 from aios_broker.config import KernelConfig
-from aios_local.supervisor import EmbeddedKernel, Program, kernel_programs
+from aios_local.supervisor.kernel import EmbeddedKernel
+from aios_local.supervisor.programs import Program, kernel_programs
 from benchmarks.chaos import checker, rest
 from benchmarks.chaos.checker import Bounds, Broken, Evidence, Story, gather
 from benchmarks.chaos.crowd import Crowd

@@ -23,7 +23,7 @@ from aios_broker.contract.access import AccessWhoami, ObjectKind, OperationClass
 from aios_broker.contract.names import Verb
 from aios_broker.contract.syscall import Body
 from aios_broker.postgres.store import Store
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from aios_sdk import AsyncAgent
 from tests.integration.test_access_matrix import (
     GRANTED,

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from aios_broker.config import KernelConfig
 from aios_broker.contract.syscall import MODULES
 from aios_cli.main import cli
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from tests.waiting import wait_until
 
 SLOW_TOKENS_PER_S = "40"  # of the simulated core: long enough to be seen, short enough to wait for

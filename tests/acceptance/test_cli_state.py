@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from aios_broker.config import KernelConfig
 from aios_broker.contract.tokens import digest
 from aios_cli.main import cli
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from aios_sdk import AccessDenied, Agent, ApprovalDenied, InvalidSyscall, NotFound, VersionConflict
 from aios_sdk.call import SyncCall
 from tests.unit.test_printable import EVIL

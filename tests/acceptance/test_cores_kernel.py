@@ -18,7 +18,7 @@ from aios_broker.contract.cores import SGLangSettings, SimulatedSettings
 from aios_cli.core_views import CoreLine
 from aios_cli.main import cli
 from aios_local.cores_file import CoresFile
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from aios_local.supervisor.record import read_record
 from aios_sdk import Agent, UnknownCore
 from tests.waiting import wait_until

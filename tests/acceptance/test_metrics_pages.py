@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aios_broker.config import KernelConfig
 from aios_broker.contract.syscall import MODULES
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from aios_sdk import AsyncAgent
 from tests.integration.test_traces import receiving
 from tests.waiting import wait_until

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from aios_broker.config import KernelConfig
 from aios_cli.main import cli
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from aios_sdk import Agent, AsyncAgent, InvalidConfig, InvalidSyscall, Restored
 from tests.doors import door_of
 from tests.waiting import wait_until

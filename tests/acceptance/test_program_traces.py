@@ -28,7 +28,7 @@ from aios_broker.ledger.fold import SyscallRow
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.postgres.database import Database
 from aios_cli.main import cli
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from aios_sdk import Agent, NotFound
 from tests.integration.test_traces import Receiver, receiving
 from tests.waiting import wait_until

@@ -21,7 +21,7 @@ from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.job import ENTRY
 from aios_broker.postgres.database import check_database_url
 from aios_local.embedded.postgres import SUPERUSER, USER
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from aios_sdk import Agent
 from tests.waiting import wait_until
 

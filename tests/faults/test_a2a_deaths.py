@@ -10,7 +10,7 @@ from a2a.client import A2AClientError, Client
 from a2a.types import GetTaskRequest, SendMessageRequest, StreamResponse, SubscribeToTaskRequest
 
 from aios_broker.config import KernelConfig, environment
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from tests.a2a_client import chat, made, message, speaking, states, streamed_text
 from tests.api_scene import ApiScene
 from tests.waiting import wait_until_async

@@ -11,7 +11,8 @@ import pytest
 
 from aios_broker.config import KernelConfig
 from aios_local.embedded.state import StateDir
-from aios_local.supervisor import EmbeddedKernel, Program
+from aios_local.supervisor.kernel import EmbeddedKernel
+from aios_local.supervisor.programs import Program
 from aios_sdk import AsyncAgent
 from tests.integration.test_metrics import free_port
 from tests.waiting import wait_until_async

@@ -16,7 +16,7 @@ import pytest
 
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import KernelError
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from aios_sdk import AsyncAgent
 from tests.processes import frozen_family
 from tests.waiting import wait_until_async

@@ -16,9 +16,10 @@ from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import InvalidConfig, KernelError, KernelNotRunning, Unavailable
 from aios_broker.log import KernelLog
 from aios_broker.postgres.database import check_database_url
-from aios_local.supervisor import EmbeddedKernel, ProcessRecord, Program, find_kernel
 from aios_local.supervisor import programs as programs_module
-from aios_local.supervisor.record import read_record
+from aios_local.supervisor.kernel import EmbeddedKernel
+from aios_local.supervisor.programs import Program
+from aios_local.supervisor.record import ProcessRecord, find_kernel, read_record
 from tests.stand_ins import (
     CRASH,
     CRASH_WORDS,
@@ -289,7 +290,7 @@ RUN_KERNEL = """
 import sys
 from pathlib import Path
 from aios_broker.config import KernelConfig
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from tests.stand_ins import STUBBORN, python_program
 
 EmbeddedKernel(

@@ -29,7 +29,7 @@ from aios_broker.queues.users import ROLES, Role, functions_of, url_as, user_nam
 from aios_broker.redis.connection import Connection
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 from aios_local.supervisor.redis_users import RedisUsers
 from aios_sdk import Agent
 from tests.busy_kernel import run_tool

@@ -43,7 +43,7 @@ from aios_cli.demo.view import LiveView, PlainView
 from aios_cli.session import EXIT_INTERRUPTED, Operator
 from aios_cli.tables import say, show_table
 from aios_cli.ui import offer
-from aios_local.supervisor import EmbeddedKernel
+from aios_local.supervisor.kernel import EmbeddedKernel
 
 CoreName = Literal["llama", "simulated"]
 
