@@ -43,8 +43,8 @@ aliases = ["either"]
 )
 BODIES = [chat(f"Story {n}", max_tokens=100, temperature=0.7, seed=n) for n in range(10)]
 REAL_BODIES = [
-    chat(f"{n}. Tell a long story of a keeper of a lighthouse.", max_tokens=60, seed=n, **options)
-    for n, options in enumerate([{}, {"temperature": 0.8}] * 4)
+    chat(f"{n}. Tell a long story of a keeper of a lighthouse.", max_tokens=40, seed=n, **options)
+    for n, options in enumerate([{}, {"temperature": 0.8}] * 3)
 ]
 ANSWERED_S = 60.0
 
