@@ -237,6 +237,7 @@ def test_an_agent_sees_its_own_programs_and_no_machine_room(api: ApiScene) -> No
         wait_until(lambda: ">mine</a>" in client.get("/").text)
         shown = client.get("/").text
         assert 'href="/fleet"' not in shown
+        assert 'name="agent"' not in shown  # they are all of one
         assert client.get("/fleet").status_code == 403
         assert client.get("/parts", params={"part": "fleet"}).status_code == 403
         assert client.get("/", params={"tenant": "globex"}).status_code == 404
