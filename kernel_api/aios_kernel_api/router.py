@@ -21,7 +21,6 @@ from hiredis import ReplyError
 from msgspec import Struct
 
 from aios_broker.client.redis_transport import RedisTransport
-from aios_broker.client.transport import in_turns
 from aios_broker.contract.errors import Unavailable
 from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import decode_reply, encode
@@ -201,7 +200,7 @@ class Router:
         backoff = Backoff()
         while True:
             try:
-                async for message in in_turns(await self.transport.messages()):
+                for message in await self.transport.messages():
                     self._pass_on(message)
             except (Unavailable, ReplyError) as error:
                 if backoff.calm:

@@ -125,6 +125,24 @@ async def test_a_snapshot_of_another_kind_of_generation_is_not_used(asked: LlmCh
     assert result == await run_whole(SimulatedCore(CONFIG), asked)
 
 
+async def test_a_slice_that_nobody_reads_keeps_how_much_those_before_it_streamed() -> None:
+    core = SimulatedCore(replace(CONFIG, end_probability=0.0))
+    syscall = Syscall(SYSCALL_ID, "ada", chat("Long", stream=True, max_tokens=500))
+    cuts, snapshot, emitted = Cuts(random.Random(0), probability=1.0), None, []
+    for is_read in (True, False):
+        run = Run(msgspec.structs.replace(lease(has_snapshot=not is_read), wants_chunks=is_read))
+        outcome = await handler_of(core, cuts, snapshot).run(run, syscall)
+        assert isinstance(outcome, Suspended)
+        assert outcome.snapshot is not None
+        snapshot = outcome.snapshot
+        kept = decode_snapshot(snapshot, model=core.info.snapshot_model)
+        assert isinstance(kept, AnswersSnapshot)
+        emitted.append(kept.emitted_characters)
+
+    assert emitted == [len(cuts.stream)] * 2
+    assert cuts.stream
+
+
 # A core that fails, and one that is full.
 
 

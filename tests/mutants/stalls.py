@@ -355,9 +355,9 @@ STALL_MUTANTS = (
     ),
     Mutant(
         "large messages are read without a pause",
-        "broker/aios_broker/client/transport.py",
+        "broker/aios_broker/client/redis_transport.py",
         "            await asyncio.sleep(0)\n",
-        "",
+        "            pass\n",
         "tests/unit/test_large_work.py",
     ),
     Mutant(

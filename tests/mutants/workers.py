@@ -323,7 +323,7 @@ WORKER_MUTANTS = (
     ),
     Mutant(
         "tools: a call is streamed",
-        "workers/aios_workers/llm/generation.py",
+        "workers/aios_workers/llm/answer_stream.py",
         "ready if self._filter is None else self._filter.passed(ready)",
         "ready",
         "tests/integration/test_chat_tools.py",

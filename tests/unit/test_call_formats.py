@@ -7,7 +7,7 @@ import pytest
 
 from aios_broker.contract.errors import CoreError, InvalidSyscall
 from aios_broker.contract.llm import Tool
-from aios_workers.llm.answers import CallFilter
+from aios_workers.llm.answer_stream import CallFilter
 from aios_workers.llm.chat.calls import (
     DEEPSEEK,
     DEEPSEEK_31,

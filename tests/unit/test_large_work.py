@@ -1,12 +1,14 @@
 """Large work goes by tenant in turns, and what is small waits for none of it."""
 
 import asyncio
+from typing import cast
 
 import pytest
 
-from aios_broker.client import transport
-from aios_broker.client.transport import in_turns
+from aios_broker.client import redis_transport
+from aios_broker.client.redis_transport import ReplyBox
 from aios_broker.contract.names import Owner
+from aios_broker.redis.connection import Connection
 from aios_kernel_api import large_work
 from aios_kernel_api.large_work import LargeWork, weight_of
 
@@ -104,10 +106,18 @@ def test_values_weigh_more_than_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert weight_of(values) > 10 * len(values)
 
 
+class ThreeReplies:
+    """A connection on which three replies are there at once."""
+
+    async def execute(self, *_arguments: object, timeout_s: float) -> list[object]:
+        return [b"list", [b"x" * 11] * 3]
+
+
 async def test_between_large_messages_the_loop_serves_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transport, "TURN_BYTES", 10)
+    monkeypatch.setattr(redis_transport, "TURN_BYTES", 10)
+    box = ReplyBox(cast(Connection, ThreeReplies()), "me")
     served: list[str] = []
 
     async def other() -> None:
@@ -116,6 +126,9 @@ async def test_between_large_messages_the_loop_serves_others(
             await asyncio.sleep(0)
 
     beside = asyncio.create_task(other())
-    told = [len(served) async for _ in in_turns([b"x" * 11] * 3)]
+    told: list[int] = []
+    for _ in range(3):
+        assert await box.take() == [b"x" * 11]
+        told.append(len(served))
     beside.cancel()
     assert told[0] < told[1] < told[2]

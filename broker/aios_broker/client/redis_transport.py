@@ -2,8 +2,10 @@
 
 import asyncio
 import uuid
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from itertools import accumulate
 
 import msgspec
 
@@ -33,6 +35,7 @@ SUBMIT_BYTES = 8 * 1024 * 1024  # of one step, or of one job that is larger
 MOST_REPLY_BYTES = 32 * 1024 * 1024
 BLOCK_S = 10.0  # one blocking look; it ends at once when something comes
 REPLIES = 1000  # taken by one blocking look, where they are as small as most
+TURN_BYTES = 256 * 1024  # of messages that are read in one turn of the loop
 LOOK_BYTES = 2 * 1024 * 1024  # by the next look, if its messages are as large as those of the last
 
 
@@ -44,13 +47,24 @@ class ReplyBox:
         self._key = (keys or Keys()).reply(client)
         self._connection = blocking
         self._count = REPLIES
+        self._untold: list[bytes] = []  # taken, and left to the next turns of the loop
 
     async def take(self, *, timeout_s: float = 2.0) -> list[bytes]:
-        """Return all messages that are there; wait up to `timeout_s` for the first one.
+        """Return the messages that are there; wait up to `timeout_s` for the first one.
 
-        The connection must be this box's alone. A message taken here is gone from Redis: one
-        that is lost with the client is found again by id (ModuleQueue.attach).
+        Of large ones only some at a time: between them whoever else is served by this loop goes
+        on. A message taken here is gone from Redis: one that is lost with the client is found
+        again by id (ModuleQueue.attach).
         """
+        if self._untold:
+            await asyncio.sleep(0)
+        else:
+            self._untold = await self._look(timeout_s)
+        told, self._untold = _parted(self._untold)
+        return told
+
+    async def _look(self, timeout_s: float) -> list[bytes]:
+        """Take what is there off the list. The connection must be this box's alone."""
         answer = await self._connection.execute(
             "BLMPOP",
             timeout_s,
@@ -202,6 +216,14 @@ async def _streamed(queue: ModuleQueue, syscall_id: str, heard: Heard) -> tuple[
         for (part, offset), text in zip(parts, texts, strict=True)
         if text
     )
+
+
+def _parted(messages: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Return those that are read in one turn of the loop, and those that come behind them."""
+    if sum(map(len, messages)) <= TURN_BYTES:
+        return messages, []
+    count = 1 + bisect_right(list(accumulate(map(len, messages))), TURN_BYTES)
+    return messages[:count], messages[count:]
 
 
 def _submission(syscall: Syscall, client: str) -> Submission:

@@ -27,7 +27,7 @@ from aios_broker.client.pending import (
     require_same_process,
     to_ask_for,
 )
-from aios_broker.client.transport import Attached, CallStatus, Transport, in_turns
+from aios_broker.client.transport import Attached, CallStatus, Transport
 from aios_broker.contract.errors import (
     Cancelled,
     ClientFailed,
@@ -259,7 +259,7 @@ class Session:
         while True:
             try:
                 unclear: dict[str, Pending] = {}
-                async for data in in_turns(await self._transport.messages()):
+                for data in await self._transport.messages():
                     unclear.update((each.id, each) for each in self._hear(data))
                 await self._check([each for each in unclear.values() if each.is_known])
             except Unavailable as error:

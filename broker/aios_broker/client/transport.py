@@ -1,7 +1,6 @@
 """The way to the kernel: what every transport does, and which one a URL means."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -11,8 +10,6 @@ from aios_broker.contract.ids import Ids
 from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.reply import Chunk, Heard
 from aios_broker.contract.syscall import State, Syscall
-
-TURN_BYTES = 256 * 1024  # of messages that are read in one turn of the loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,23 +99,15 @@ class Transport(Protocol):
         ...
 
     async def messages(self) -> list[bytes]:
-        """Wait a while for encoded replies and chunks; return those that came, in order."""
+        """Wait a while for encoded replies and chunks; return those that came, in order.
+
+        Of large ones only as many as may be read in one turn of the loop.
+        """
         ...
 
     async def aclose(self) -> None:
         """Close. Safe to call twice."""
         ...
-
-
-async def in_turns(messages: Sequence[bytes]) -> AsyncIterator[bytes]:
-    """Yield messages; between large ones whoever else is served by this loop goes on."""
-    size_bytes = 0
-    for message in messages:
-        if size_bytes > TURN_BYTES:
-            size_bytes = 0
-            await asyncio.sleep(0)
-        size_bytes += len(message)
-        yield message
 
 
 def open_transport(url: str, name: str, *, key_prefix: str, token: str = "") -> Transport:

@@ -38,7 +38,6 @@ from aios_broker.contract.snapshot import (
     Snapshot,
     TokenScore,
 )
-from aios_workers.llm.chat.calls import CallFormat
 from aios_workers.llm.chat.reasoning import ReasoningReader, ReasoningTags, is_open
 from aios_workers.llm.core import Constraint, Core, CoreInfo, GenerationRequest, ScoredToken
 from aios_workers.llm.tools import Toolbox, constraint_of, read_calls
@@ -118,16 +117,12 @@ class Plan:
         return (AnswerState(()),) * self.body.n
 
     @property
-    def emitted_characters(self) -> int:
-        """How much of the first answer was streamed in earlier slices."""
+    def emitted(self) -> tuple[int, int]:
+        """How much of the first answer, and of its reasoning, was streamed in earlier slices."""
         saved = self.snapshot
-        return saved.emitted_characters if isinstance(saved, AnswersSnapshot) else 0
-
-    @property
-    def emitted_reasoning(self) -> int:
-        """How much of the first answer's reasoning was streamed in earlier slices."""
-        saved = self.snapshot
-        return saved.emitted_reasoning if isinstance(saved, AnswersSnapshot) else 0
+        if isinstance(saved, AnswersSnapshot):
+            return saved.emitted_characters, saved.emitted_reasoning
+        return 0, 0
 
     def answer_text(self) -> "AnswerText":
         """Return the text of an answer before its first token."""
@@ -413,30 +408,3 @@ class AnswerText:
             if any(each.startswith(end) for each in self._stop):
                 return size
         return 0
-
-
-class CallFilter:
-    """Keeps back, while an answer is streamed, what may turn out to be a tool call.
-
-    Passes text up to the first appearance of the format's marker; from there on nothing. Where
-    the whole answer is a call, or may be one by how it begins, everything is kept back.
-    """
-
-    def __init__(self, toolbox: Toolbox) -> None:
-        marker, may_be_bare = toolbox.call_format.marker, toolbox.may_be_bare
-        self._text = AnswerText((marker,)) if marker else AnswerText()
-        marked = marker and not may_be_bare
-        self._is_call: bool | None = True if toolbox.forced else False if marked else None
-        self._begun = ""
-        self._call_format: CallFormat = toolbox.call_format
-
-    def passed(self, text: str) -> str:
-        """Return what may be streamed now that `text` has come."""
-        if self._is_call is None:
-            self._begun += text
-            text = self._begun
-            self._is_call = self._call_format.may_be_call(text)
-        if self._is_call is not False:
-            return ""
-        self._text.feed(text.encode("utf-8", "surrogatepass"))
-        return self._text.take_ready()

@@ -16,10 +16,10 @@ from aios_broker.contract.snapshot import (
     TokenScore,
     encode_snapshot,
 )
+from aios_workers.llm.answer_stream import AnswerStream
 from aios_workers.llm.answers import (
     Answer,
     AnswerText,
-    CallFilter,
     Plan,
     chat_result,
     choice_of,
@@ -260,11 +260,7 @@ class Generation:
             )
             for number in range(plan.body.n)
         ]
-        self._stream = kernel.streams.open(run.lease, plan.syscall_id, plan.emitted_characters)
-        self._thoughts = kernel.streams.open(
-            run.lease, plan.syscall_id, plan.emitted_reasoning, "reasoning"
-        )
-        self._filter = CallFilter(plan.toolbox) if plan.toolbox is not None else None
+        self._stream = AnswerStream(kernel.streams, run.lease, plan) if plan.stream else None
 
     async def run(self) -> Outcome:
         """Generate until the end, or until the kernel wants the slot.
@@ -284,8 +280,8 @@ class Generation:
             await self._run_branches()
             await self._tasks.finish()
             result = self._result() if all(each.finish for each in self._branches) else None
-            await self._thoughts.flush()
-            await self._stream.flush()
+            if self._stream is not None:
+                await self._stream.flush()
         except BaseException:
             self._tasks.drop()
             for branch in self._branches:  # the core frees the slots
@@ -306,7 +302,7 @@ class Generation:
         resumes = begun and self._core.info.capabilities.can_suspend(request)
         return Progress(
             begun,
-            streamed=self._stream.written > 0 or self._stream.delivered > 0,
+            streamed=self._plan.emitted[0] > 0 if self._stream is None else self._stream.has_begun,
             snapshot=self._snapshot() if resumes else None,
         )
 
@@ -332,10 +328,8 @@ class Generation:
 
     def _write(self) -> None:
         """Stream what is certain of the first answer."""
-        if self._plan.stream:
-            self._thoughts.write(self._branches[0].text.take_reasoning())
-            ready = self._branches[0].text.take_ready()
-            self._stream.write(ready if self._filter is None else self._filter.passed(ready))
+        if self._stream is not None:
+            self._stream.write(self._branches[0].text)
 
     def _suspend(self) -> None:
         for branch in self._branches:
@@ -350,8 +344,7 @@ class Generation:
                 tuple(request.prompt_ids),
                 tuple(branch.state for branch in self._branches),
                 request.sampling.seed,
-                self._stream.delivered,
-                self._thoughts.delivered,
+                *(self._plan.emitted if self._stream is None else self._stream.delivered),
             )
         )
 
@@ -371,9 +364,8 @@ class Generation:
                 stopped_by=branch.text.stopped_by,
             )
             choices.append(choice_of(self._core, self._plan, answer, number))
-        if self._plan.stream:
-            self._thoughts.write(self._branches[0].text.take_reasoning())
-            self._stream.write(choices[0].text[self._stream.written :])
+        if self._stream is not None:
+            self._stream.complete(self._branches[0].text, choices[0].text)
         return chat_result(
             self._core,
             self._plan,

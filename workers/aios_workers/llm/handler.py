@@ -165,10 +165,8 @@ class LlmHandler:
     async def _chat(self, run: Run, syscall: Syscall, body: LlmChat) -> Outcome:
         check_options(body, self._core.info)
         holder = Holder(syscall.tenant, syscall.agent)
-        toolbox = toolbox_of(body, self._core.info.capabilities)
-        if toolbox is not None and self._core.info.capabilities.native_calls:
-            toolbox = replace(toolbox, forced=False)  # a forced call comes as any other does
-        render = partial(prompt_ids, self._core, toolbox=toolbox)
+        toolbox = self._toolbox(body)
+        render = partial(_prompt_ids, self._core, toolbox)
         kind = Generation if body.beam_width is None else BeamGeneration
         begun = run.lease.has_snapshot
         generation: Generation | BeamGeneration | None = None
@@ -197,6 +195,16 @@ class LlmHandler:
                 )
             return Done(await self._concluded(run, syscall, body, result, render))
         return outcome
+
+    def _toolbox(self, body: LlmChat) -> Toolbox | None:
+        """Return the tools that an answer may call; most chats have none."""
+        if not body.tools:
+            return None
+        capabilities = self._core.info.capabilities
+        toolbox = toolbox_of(body, capabilities)
+        if toolbox is not None and capabilities.native_calls:
+            return replace(toolbox, forced=False)  # a forced call comes as any other does
+        return toolbox
 
     async def _embed(self, run: Run, body: LlmEmbed) -> Outcome:
         check_options(body, self._core.info)
@@ -331,6 +339,15 @@ class LlmHandler:
 def _stands_alone(body: LlmChat) -> bool:
     """Tell whether a chat is all of its conversation, as it is."""
     return body.context is None and body.overflow != "compact"
+
+
+def _prompt_ids(
+    core: Core, toolbox: Toolbox | None, messages: Sequence[Message]
+) -> tuple[int, ...]:
+    """Return the prompt of a conversation; one without tools and calls needs no words for them."""
+    if toolbox is None and not any(each.tool_calls for each in messages):
+        return core.render(messages)
+    return prompt_ids(core, messages, toolbox)
 
 
 def _sampling_of(syscall: Syscall, body: LlmChat, snapshot: Snapshot | None) -> Sampling:

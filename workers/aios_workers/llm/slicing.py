@@ -1,26 +1,36 @@
 """Time slices of what runs on one core: what it makes is counted, and at each end it is asked.
 
-And when cutting a generation pays: what resuming it costs, and how many contexts fit the memory. A
-slice ends only where it has lasted ten times what its generation costs to resume. Where the
-contexts that are begun do not fit the core's memory, each cut throws out what has to be read again:
-there a slice lasts twenty times the reading of its whole context. No slice is kept from being cut
-for more than a minute: nobody waits without end. docs/decisions/0025 has the figures.
+How long a slice is says the policy in force, which is kept at hand here; and when cutting pays is
+said by what resuming a generation costs, and by how many contexts fit the memory. A slice ends only
+where it has lasted ten times what its generation costs to resume. Where the contexts that are begun
+do not fit the core's memory, each cut throws out what has to be read again: there a slice lasts
+twenty times the reading of its whole context. No slice is kept from being cut for more than a
+minute: nobody waits without end. docs/decisions/0025 has the figures.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+import hiredis
+import msgspec
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from aios_broker.queues.records import SliceTerms
+from aios_broker.contract.errors import KernelError
+from aios_broker.contract.names import Module
+from aios_broker.queues.control import Control
+from aios_broker.queues.records import PolicyRow, SliceTerms
 from aios_workers.llm.core import ContextMemory, Core
 from aios_workers.runtime.executor import BackgroundTasks
 from aios_workers.runtime.kernel import Kernel
 from aios_workers.runtime.runs import Run, SuspendReason
 
+logger = logging.getLogger(__name__)
+
+FRESH_S = 1.0  # how long a policy holds unread
 PAYS = 10.0  # a slice is at least so many times the resuming of its generation
 CROWDED_PAYS = 20.0  # and where contexts do not fit, so many times the reading of its context
 MOST_MS = 60_000.0  # a slice that has lasted so long may be cut, whatever it costs
@@ -193,6 +203,37 @@ class Cutting:
             "Of resumed contexts, the share that had to be read again.",
             value=self.cost.missed_share,
         )
+
+
+class PolicyWatch:
+    """Keeps the policy of one module at hand. While it cannot be read the last one holds."""
+
+    def __init__(self, control: Control, module: Module) -> None:
+        self._control = control
+        self._module: Module = module
+        self._row = PolicyRow()
+        self._fresh_until_s = 0.0
+        self._reading: asyncio.Task[None] | None = None
+
+    def current(self) -> PolicyRow:
+        """Return the policy, at most about a second old while Redis answers. Costs nothing."""
+        loop = asyncio.get_running_loop()
+        stale = loop.time() >= self._fresh_until_s
+        if stale and (self._reading is None or self._reading.done()):
+            self._reading = loop.create_task(self._refresh())
+        return self._row
+
+    async def _refresh(self) -> None:
+        self._fresh_until_s = asyncio.get_running_loop().time() + FRESH_S
+        try:
+            self._row = await self._control.policy(self._module)
+        except (KernelError, hiredis.ReplyError, msgspec.ValidationError) as error:
+            logger.warning(
+                "the policy of %s cannot be read, %s goes on: %s",
+                self._module,
+                self._row.name,
+                error,
+            )
 
 
 class Slicing:

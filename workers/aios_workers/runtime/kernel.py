@@ -1,8 +1,8 @@
 """The kernel, as a running generation sees it.
 
-Whether its slice ends here and by which policy, what was kept of it when it was suspended, and its
-text on the way to clients. The ends of all slices that fall into the same tick are one call; so are
-the chunks of all generations within an interval.
+Whether its slice ends here, what was kept of it when it was suspended, and its text on the way to
+clients. The ends of all slices that fall into the same tick are one call; so are the chunks of all
+generations within an interval.
 """
 
 from __future__ import annotations
@@ -12,14 +12,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import hiredis
-import msgspec
-
 from aios_broker.contract.errors import KernelError
-from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Chunk, Part
 from aios_broker.queues.contexts import Contexts
-from aios_broker.queues.control import Control
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import Lease, PolicyRow, SliceTerms, SliceUse, SliceVerdict
 from aios_broker.retry import patiently
@@ -28,7 +23,6 @@ from aios_workers.runtime.runs import Run
 
 logger = logging.getLogger(__name__)
 
-FRESH_S = 1.0  # how long a policy holds unread
 INTERVAL_S = 0.05  # at most 20 chunks a second per syscall: faster than anybody reads
 RETRY_S = 0.5
 
@@ -62,37 +56,6 @@ class Kernel:
         if data is None:
             data = await patiently(lambda: self.load_spilled(job_id))
         return data
-
-
-class PolicyWatch:
-    """Keeps the policy of one module at hand. While it cannot be read the last one holds."""
-
-    def __init__(self, control: Control, module: Module) -> None:
-        self._control = control
-        self._module: Module = module
-        self._row = PolicyRow()
-        self._fresh_until_s = 0.0
-        self._reading: asyncio.Task[None] | None = None
-
-    def current(self) -> PolicyRow:
-        """Return the policy, at most about a second old while Redis answers. Costs nothing."""
-        loop = asyncio.get_running_loop()
-        stale = loop.time() >= self._fresh_until_s
-        if stale and (self._reading is None or self._reading.done()):
-            self._reading = loop.create_task(self._refresh())
-        return self._row
-
-    async def _refresh(self) -> None:
-        self._fresh_until_s = asyncio.get_running_loop().time() + FRESH_S
-        try:
-            self._row = await self._control.policy(self._module)
-        except (KernelError, hiredis.ReplyError, msgspec.ValidationError) as error:
-            logger.warning(
-                "the policy of %s cannot be read, %s goes on: %s",
-                self._module,
-                self._row.name,
-                error,
-            )
 
 
 class SliceEnds:

@@ -43,12 +43,12 @@ from aios_workers.llm.core_entry import CoreEntry
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.llm.handler import LlmHandler
+from aios_workers.llm.slicing import PolicyWatch
 from aios_workers.modules.tool.echo import EchoHandler
 from aios_workers.runtime.executor import Executor, Handler
 from aios_workers.runtime.kernel import (
     Kernel,
     LoadSpilled,
-    PolicyWatch,
     SliceEnds,
     StreamSender,
     nothing_spilled,
