@@ -128,7 +128,9 @@ async def test_a_snapshot_of_another_kind_of_generation_is_not_used(asked: LlmCh
 async def test_a_slice_that_nobody_reads_keeps_how_much_those_before_it_streamed() -> None:
     core = SimulatedCore(replace(CONFIG, end_probability=0.0))
     syscall = Syscall(SYSCALL_ID, "ada", chat("Long", stream=True, max_tokens=500))
-    cuts, snapshot, emitted = Cuts(random.Random(0), probability=1.0), None, []
+    cuts = Cuts(random.Random(0), probability=1.0)
+    snapshot: bytes | None = None
+    emitted: list[int] = []
     for is_read in (True, False):
         run = Run(msgspec.structs.replace(lease(has_snapshot=not is_read), wants_chunks=is_read))
         outcome = await handler_of(core, cuts, snapshot).run(run, syscall)
