@@ -151,6 +151,17 @@ def chat_result(reply: Reply) -> ChatResult:
     return result
 
 
+def text_read(chunks: Sequence[Chunk]) -> str:
+    """Return what a reader has of a stream: of what is told again, what it has not."""
+    text = ""
+    for chunk in chunks:
+        have = len(text) - chunk.offset
+        assert have >= 0, "a gap"
+        assert chunk.text[:have] == text[chunk.offset :][: len(chunk.text)], "other text"
+        text += chunk.text[have:]
+    return text
+
+
 @asynccontextmanager
 async def running_worker(
     url: str, module: Module, loaded: LoadedModule, limits: Limits = LIMITS

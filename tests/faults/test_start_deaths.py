@@ -99,7 +99,7 @@ def test_a_folder_that_another_worker_took_for_left_is_made_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The other one comes between the making of the folder and the taking of its lock."""
-    lock_of, swept = fcntl.flock, []
+    lock_of, swept = fcntl.flock, list[Path]()
 
     def flock_late(lock: int, how: int) -> None:
         if how == fcntl.LOCK_EX and not swept:

@@ -14,7 +14,7 @@ from aios_broker.contract.reply import ChatResult
 from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest, Step
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.registry import llm_module
-from tests.caller import Caller, chat, chat_result, running_worker
+from tests.caller import Caller, chat, chat_result, running_worker, text_read
 from tests.waiting import wait_until_async
 
 FAST = SimulatedCoreConfig(slots=2, end_probability=0.0)
@@ -212,10 +212,7 @@ async def test_a_snapshot_that_cannot_be_used_costs_time_and_nothing_else(
 
     result = chat_result(reply)
     assert result.output_ids == expected.output_ids
-    seen = ""
-    for chunk in caller.chunks[syscall_id]:
-        seen = seen[: chunk.offset] + chunk.text if chunk.offset <= len(seen) else "gap"
-    assert seen == result.text
+    assert text_read(caller.chunks[syscall_id]) == result.text
 
 
 def replace_stream(body: LlmChat) -> LlmChat:

@@ -12,7 +12,7 @@ import pytest
 from aios_broker.contract.llm import LlmEmbed
 from aios_broker.contract.reply import EmbedResult, Reply
 from aios_workers.model_files import SMOLLM2
-from tests.caller import Caller, WorkerProcess, chat, chat_result
+from tests.caller import Caller, WorkerProcess, chat, chat_result, text_read
 from tests.llama_server import MODEL, LlamaServer
 from tests.openai_endpoint import OpenAIEndpoint, answer_words
 from tests.scheduler_process import SchedulerProcess
@@ -111,7 +111,7 @@ async def test_after_the_first_token_only_the_same_model_goes_on(
         first.faults.extend(["truncated"] * 3)  # each time three words have come
         ids = await caller.submit(chat("What?", stream=True))
         [reply] = await heard(caller, ids)
-        read = "".join(chunk.text for chunk in caller.chunks[ids[0]])
+        read = text_read(caller.chunks[ids[0]])
         if model == "another":
             assert reply.error is not None
             assert reply.error.code == "core-error"
