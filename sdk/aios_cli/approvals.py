@@ -58,7 +58,7 @@ from aios_cli.tables import Column, Listing, Row, say, show_json, show_table
 
 MOST = 1_000  # approvals that are listed
 FEWEST_DIGITS = 4  # of an id that is abbreviated
-QUOTE = "  | "  # before each line of what agents wrote
+QUOTE = "  | "  # before each line that agents wrote, or that begins with their words
 WALK_LIMIT_S = 600.0  # of a walk along the whole audit log: some 10 us per line
 
 T = TypeVar("T")
@@ -148,7 +148,7 @@ def approve(approval: str, edit: str | None, *, yes: bool) -> Approval:
     arguments = None if edit is None else _arguments(edit)
     waiting = as_steward(lambda cursor: _find(cursor, approval))
     if not yes:
-        _show(waiting, arguments)
+        show_request(waiting, arguments)
         click.confirm("Let it run?", abort=True)
     return _decide(waiting, Decision("approved", arguments=arguments))
 
@@ -329,23 +329,38 @@ def _arguments(source: str) -> dict[str, Any]:
         ) from error
 
 
-def _show(waiting: Approval, arguments: dict[str, Any] | None) -> None:
-    wish = f"{waiting.tenant}/{waiting.agent} wants to: {waiting.what}"
-    say(printable(wish, one_line=True))
-    say(f"{waiting.kind} {msgspec.json.encode(waiting.arguments).decode()}")
+def show_request(waiting: Approval, arguments: dict[str, Any] | None) -> None:
+    """Print what a person decides about; `arguments`: those that it is to run with instead."""
+    say(_stated(f"{waiting.tenant}/{waiting.agent} wants to: {waiting.what}"))
+    say(f"{waiting.kind} with")
+    say(_quoted(msgspec.json.encode(waiting.arguments).decode()))
     for one in waiting.objects:
-        say(printable(f"  {one.words}", one_line=True))
+        say(_stated(f"  {one.words}"))
     if waiting.diff:
         say(_quoted(waiting.diff))
     if arguments is not None:
         say(_quoted(asyncio.run(arguments_diff(waiting.arguments, arguments))))
 
 
+def _stated(text: str) -> str:
+    """Return a line of ours, which may name what agents named: where it goes on, it has the mark.
+
+    A name of many blanks would else have the terminal begin its next line with words of its own.
+    """
+    first, *others = _chopped(printable(text, one_line=True))
+    return "\n".join([first, *(QUOTE + part for part in others)])
+
+
 def _quoted(text: str) -> str:
     """Return a text of which no line can be taken for one of ours: each has a mark before it."""
-    width = max(20, shutil.get_terminal_size().columns - len(QUOTE) - 1)
     lines = [line.expandtabs(4) for line in printable(text).split("\n")]
-    return "\n".join(QUOTE + part for line in lines for part in chop_cells(line, width) or [""])
+    return "\n".join(QUOTE + part for line in lines for part in _chopped(line))
+
+
+def _chopped(line: str) -> list[str]:
+    """Break a line before the terminal does, with room for the mark."""
+    width = max(20, shutil.get_terminal_size().columns - len(QUOTE) - 1)
+    return chop_cells(line, width) or [""]
 
 
 def _decide(waiting: Approval, decision: Decision) -> Approval:

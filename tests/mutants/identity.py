@@ -10,6 +10,8 @@ DECIDERS = "broker/aios_broker/access/deciders.py"
 EDITS = "broker/aios_broker/access/edits.py"
 IDENTITY = "workers/aios_workers/modules/access/identity.py"
 FUNCTIONS = "migrations/schema/functions.sql"
+SCREEN = "sdk/aios_cli/approvals.py"
+SCREEN_TEST = "tests/unit/test_approval_screen.py"
 POLICIES = "migrations/schema/policies.sql"
 
 IDENTITY_MUTANTS = (
@@ -162,5 +164,26 @@ IDENTITY_MUTANTS = (
         "    await _refuse_others_token(asked)\n",
         "",
         ACCESS_TEST,
+    ),
+    Mutant(
+        "an agent's name goes on as a line of the approval screen",
+        SCREEN,
+        "*(QUOTE + part for part in others)",
+        "*others",
+        SCREEN_TEST,
+    ),
+    Mutant(
+        "arguments run on as lines of the approval screen",
+        SCREEN,
+        "say(_quoted(msgspec.json.encode(waiting.arguments).decode()))",
+        "say(msgspec.json.encode(waiting.arguments).decode())",
+        SCREEN_TEST,
+    ),
+    Mutant(
+        "a difference looks like a line of the approval screen",
+        SCREEN,
+        "say(_quoted(waiting.diff))",
+        "say(waiting.diff)",
+        SCREEN_TEST,
     ),
 )
