@@ -8,16 +8,8 @@ import click
 
 from aios_broker.contract.money import shown
 from aios_broker.postgres.database import Database
-from aios_broker.views.usage import (
-    ALL,
-    SCOPES,
-    By,
-    UsageLine,
-    counters,
-    history,
-    in_order,
-    undrained,
-)
+from aios_broker.views.counters import UsageLine, counters, in_order
+from aios_broker.views.usage import ALL, SCOPES, By, history, undrained
 from aios_broker.views.words import seconds
 from aios_cli.session import Operator, command, database_url
 from aios_cli.tables import Column, Listing, say

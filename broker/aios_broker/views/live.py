@@ -10,7 +10,7 @@ from aios_broker.queues.control import Control
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.quota import Quotas, Subject, Use
 from aios_broker.queues.records import JobView, QueueView
-from aios_broker.views.usage import ANYBODYS, OwnerFilter, counters
+from aios_broker.views.counters import ANYBODYS, OwnerFilter, counters
 
 DEFAULT_LIMIT = 1000  # syscalls of a module
 OWNED_STEPS = 8  # of one page: some 4,000 live syscalls are looked at, 8 ms of Redis' time

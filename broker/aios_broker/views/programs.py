@@ -21,8 +21,8 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import Quotas, Subject, Use
 from aios_broker.queues.records import JobView
+from aios_broker.views.counters import OwnerFilter
 from aios_broker.views.live import added, jobs_of_owner
-from aios_broker.views.usage import OwnerFilter
 from aios_broker.views.why import Explanation, Surroundings, explain
 
 ProgramState = Literal["parked", "running", "waiting", "held", "failed", "done"]

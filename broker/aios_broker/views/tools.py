@@ -25,8 +25,8 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import JobView, read_metadata
 from aios_broker.queues.tool_cards import ToolCards
 from aios_broker.redis.connection import Answer
+from aios_broker.views.counters import OwnerFilter
 from aios_broker.views.live import jobs_of_owner
-from aios_broker.views.usage import OwnerFilter
 
 MODULE: Module = "tool"
 JOBS_LIMIT = 500  # of the module: those that run, and the head of what waits

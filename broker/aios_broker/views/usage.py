@@ -1,68 +1,22 @@
-"""What was used, and what it cost: the counters in Redis, and what the ledger has of every hour."""
+"""What was used, and what it cost: what the ledger has of every hour."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from aios_broker.contract.syscall import MODULES
 from aios_broker.ledger.ledger import UsageHistory, UsageRow
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.quota import Quotas, Scope, Subject, Use
+from aios_broker.queues.quota import Scope, Subject, Use
 from aios_broker.redis.connection import Connection
+from aios_broker.views.counters import ANYBODYS, OwnerFilter, UsageLine
 
 By = Literal["tenant", "agent", "program", "core", "day"]
 SCOPES: dict[By, Scope] = {"tenant": "tenant", "agent": "agent", "program": "program"}
 ALL = datetime(2000, 1, 1, tzinfo=UTC)  # before any ledger begins
 DRAIN_LIMIT_S = 3.0  # how long it is waited for what the journal still holds
 DRAIN_POLL_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class UsageLine:
-    """What somebody has used of a module, or what was used on a core or a day."""
-
-    module: str
-    subject: Subject | None  # None: all together
-    use: Use
-    core: str = ""
-    day: str = ""  # of UTC
-
-
-@dataclass(frozen=True, slots=True)
-class OwnerFilter:
-    """Of whom something is wanted; None: of anybody."""
-
-    tenant: str | None = None
-    agent: str | None = None
-
-    def has(self, tenant: str, agent: str) -> bool:
-        """Tell whether something of this agent is wanted."""
-        return self.tenant in (None, tenant) and self.agent in (None, agent)
-
-
-ANYBODYS = OwnerFilter()
-
-
-def in_order(lines: Iterable[UsageLine]) -> list[UsageLine]:
-    """Return lines by module and day, of each who has used the most slot time first."""
-    return sorted(lines, key=_order)
-
-
-def _order(line: UsageLine) -> tuple[str, str, float, str]:
-    return line.module, line.day, -line.use.ran_s, f"{line.subject or line.core}"
-
-
-async def counters(quotas: Quotas, scope: Scope, whose: OwnerFilter = ANYBODYS) -> list[UsageLine]:
-    """Return the counters of one scope, of all modules. Reads those of everybody."""
-    return [
-        UsageLine(module, subject, use)
-        for module in MODULES
-        for subject, use in (await quotas.usage(module)).by_subject.items()
-        if subject.scope == scope and whose.has(subject.tenant, subject.agent)
-    ]
 
 
 async def history(

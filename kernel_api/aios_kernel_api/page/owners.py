@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from aios_broker.contract.errors import InvalidRequest
-from aios_broker.views.usage import OwnerFilter
+from aios_broker.views.counters import OwnerFilter
 from aios_kernel_api.identity import Caller
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.rest.views import whose_of

@@ -11,13 +11,13 @@ from aios_broker.contract.syscall import MODULES
 from aios_broker.queues.quota import ANYBODY, Budget, QuotaRow, Subject
 from aios_broker.queues.rate_limits import Rates
 from aios_broker.queues.records import PolicyRow
+from aios_broker.views.counters import OwnerFilter
 from aios_broker.views.settings import (
     currency_of_prices,
     quota_subject,
     remember_spent,
     set_policy,
 )
-from aios_broker.views.usage import OwnerFilter
 from aios_kernel_api.operations import Answer, Asked, NoQuery, Operation, route_of
 from aios_kernel_api.rest.views import Page, PageQuery, Who, page_of, whose_of
 

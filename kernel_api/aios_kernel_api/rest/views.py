@@ -17,6 +17,7 @@ from aios_broker.contract.syscall import MODULES, State
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.quota import Subject
 from aios_broker.queues.records import JobView, QueueView
+from aios_broker.views.counters import OwnerFilter, UsageLine, counters, in_order
 from aios_broker.views.live import (
     ProgramView,
     owned_jobs,
@@ -25,17 +26,7 @@ from aios_broker.views.live import (
     read_queues,
     workers_of_cores,
 )
-from aios_broker.views.usage import (
-    ALL,
-    SCOPES,
-    By,
-    OwnerFilter,
-    UsageLine,
-    counters,
-    history,
-    in_order,
-    undrained,
-)
+from aios_broker.views.usage import ALL, SCOPES, By, history, undrained
 from aios_broker.views.why import Explanation, explain, surroundings
 from aios_kernel_api.identity import Caller
 from aios_kernel_api.operations import Answer, Asked, NoQuery, Operation, route_of
