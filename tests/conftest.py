@@ -181,6 +181,12 @@ async def scene(redis_url: str, database_url: str) -> AsyncIterator["StateScene"
         yield opened
 
 
+@pytest.fixture
+def tool_names() -> tuple[str, ...]:
+    """The tools that a test's worker has (`tests/tool_scene.py`)."""
+    return ()
+
+
 @pytest.fixture(params=["redis", "http"])
 def door(redis_url: str, request: pytest.FixtureRequest) -> Iterator["Door"]:
     """Each way of the SDK to the kernel at `redis_url`, one after the other."""

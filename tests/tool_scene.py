@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from aios_broker.contract.exec import ExecResult
 from aios_broker.contract.syscall import Body
 from aios_broker.contract.tools import ToolAnswer, ToolRun
@@ -178,15 +180,19 @@ NAMES = (
 
 
 class ToolScene:
-    """The files of one test."""
+    """The files of one test.
 
-    def __init__(self, folder: Path) -> None:
+    A worker starts a Python for each tool that is described, to see what it is: name those that the
+    test is about, and no others.
+    """
+
+    def __init__(self, folder: Path, *names: str) -> None:
         self.folder = folder
         self.module = folder / "functions_of_test.py"
         self.file = folder / "tools.toml"
         self.told = folder / "told.txt"  # what tools write
         self.module.write_text(FUNCTIONS)
-        self.describe(NAMES)
+        self.describe(names)
 
     def describe(self, names: Sequence[str], more: str = "") -> None:
         """Write `tools.toml`."""
@@ -219,6 +225,11 @@ class ToolScene:
             loaded = await load_modules(["tool"], config, "here.tool", stack)
             async with running_worker(redis_url, "tool", loaded["tool"], limits):
                 yield loaded["tool"]
+
+
+def with_tools(*names: str) -> pytest.MarkDecorator:
+    """Have the fixture `tool_names`, which is empty by default, name these for a test."""
+    return pytest.mark.parametrize("tool_names", [names], ids=["+".join(names)])
 
 
 async def answer(

@@ -28,7 +28,7 @@ from aios_broker.ledger.journal import metadata_of, read_entry
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import JobMetadata
 from tests.caller import Caller
-from tests.tool_scene import ToolScene, answer
+from tests.tool_scene import ToolScene, answer, with_tools
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
@@ -56,8 +56,10 @@ async def caller(redis_url: str) -> AsyncIterator[Caller]:
 
 
 @pytest.fixture
-async def tools(caller: Caller, tmp_path: Path) -> AsyncIterator[ToolScene]:
-    scene = ToolScene(tmp_path)
+async def tools(
+    caller: Caller, tmp_path: Path, tool_names: tuple[str, ...]
+) -> AsyncIterator[ToolScene]:
+    scene = ToolScene(tmp_path, *tool_names)
     async with scene.worker(caller.url):
         yield scene
 
@@ -139,6 +141,7 @@ found = [
     assert (await run(caller, ann, still, "ann")).value == "('of ann', 'of ann', None)"
 
 
+@with_tools("add")
 async def test_a_call_is_its_agents_whatever_it_says(tools: ToolScene, caller: Caller) -> None:
     session = await opened(caller)
     code = (

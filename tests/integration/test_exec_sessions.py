@@ -27,7 +27,7 @@ from aios_broker.queues import exec_sessions
 from aios_broker.queues.keys import Keys
 from tests.caller import Caller, WorkerProcess
 from tests.scheduler_scene import scheduler
-from tests.tool_scene import ToolScene, answer
+from tests.tool_scene import ToolScene, answer, with_tools
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
@@ -41,8 +41,10 @@ async def caller(redis_url: str) -> AsyncIterator[Caller]:
 
 
 @pytest.fixture
-async def tools(caller: Caller, tmp_path: Path) -> AsyncIterator[ToolScene]:
-    scene = ToolScene(tmp_path)
+async def tools(
+    caller: Caller, tmp_path: Path, tool_names: tuple[str, ...]
+) -> AsyncIterator[ToolScene]:
+    scene = ToolScene(tmp_path, *tool_names)
     async with scene.worker(caller.url):
         yield scene
 
@@ -312,6 +314,7 @@ async def test_an_agent_has_so_many_and_no_more(tmp_path: Path, caller: Caller) 
         await opened(caller)
 
 
+@with_tools("add")
 async def test_twenty_calls_of_a_run_are_twenty_syscalls_of_its_agent(
     tools: ToolScene, caller: Caller
 ) -> None:
@@ -338,6 +341,7 @@ except KernelError as error:
     assert [(one.agent, one.kind) for one in children] == [("ada", "tool.call")] * 21
 
 
+@with_tools("add", "say")
 async def test_code_calls_what_its_session_allows_and_nothing_else(
     tools: ToolScene, caller: Caller
 ) -> None:

@@ -141,7 +141,7 @@ def test_an_ordinary_users_sandbox_bounds_itself() -> None:
 async def test_a_workers_tools_are_in_groups_that_go_with_it(
     groups: TaskGroups, tmp_path: Path, caller: Caller
 ) -> None:
-    scene = ToolScene(tmp_path)
+    scene = ToolScene(tmp_path, "add")
     async with scene.worker(caller.url):
         await value(caller, "add", a=1)
         bounds = {int((group / "pids.max").read_text()) for group in left()}

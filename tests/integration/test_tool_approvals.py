@@ -78,7 +78,7 @@ async def decided(scene: StateScene, approval: Approval, decision: Decision) -> 
 async def test_it_runs_once_when_a_person_has_allowed_it(
     redis_url: str, database_url: str, tmp_path: Path
 ) -> None:
-    tools = ToolScene(tmp_path)
+    tools = ToolScene(tmp_path, "wipe")
     async with kernel(redis_url, database_url, tools) as (scene, caller):
         job = await parked(caller, tools)
         assert tools.lines() == []
@@ -97,7 +97,7 @@ async def test_it_runs_once_when_a_person_has_allowed_it(
 async def test_it_does_not_run_when_a_person_refuses_it(
     redis_url: str, database_url: str, tmp_path: Path
 ) -> None:
-    tools = ToolScene(tmp_path)
+    tools = ToolScene(tmp_path, "wipe")
     async with kernel(redis_url, database_url, tools) as (scene, caller):
         job = await parked(caller, tools)
         approval = await asked_for(scene, job)
@@ -111,7 +111,7 @@ async def test_it_does_not_run_when_a_person_refuses_it(
 async def test_a_tool_that_has_changed_since_is_asked_for_anew(
     redis_url: str, database_url: str, tmp_path: Path
 ) -> None:
-    tools = ToolScene(tmp_path)
+    tools = ToolScene(tmp_path, "wipe")
     async with kernel(redis_url, database_url, tools) as (scene, caller):
         job = await parked(caller, tools)
         first = await asked_for(scene, job)
@@ -138,7 +138,7 @@ async def test_a_tool_that_has_changed_since_is_asked_for_anew(
 async def test_an_approval_is_not_used_up_while_a_lock_is_not_free(
     redis_url: str, database_url: str, tmp_path: Path
 ) -> None:
-    tools = ToolScene(tmp_path)
+    tools = ToolScene(tmp_path, "wipe", "hold")
     holding = tmp_path / "holding.txt"
     async with kernel(redis_url, database_url, tools) as (scene, caller):
         job = await parked(caller, tools)

@@ -21,7 +21,7 @@ from aios_workers.modules.tool.processes import ToolProcesses
 from aios_workers.modules.tool.registry import ToolRegistry
 from aios_workers.modules.tool.running import NoSandbox, ToolCall, ToolProgram
 from aios_workers.modules.tool.tool_process import ToolChanged, kill
-from tests.tool_scene import ToolScene
+from tests.tool_scene import NAMES, ToolScene
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(60)
@@ -54,7 +54,7 @@ class Scene:
 
 @pytest.fixture
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
-    tools = ToolScene(tmp_path)
+    tools = ToolScene(tmp_path, *NAMES)
     async with AsyncExitStack() as stack:
         work = tmp_path / "work"
         registry = open_registry(tools.file, tmp_path / "state", {}, work)

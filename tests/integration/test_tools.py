@@ -25,7 +25,7 @@ from aios_broker.contract.tools import ToolCard, ToolCards, ToolList, ToolResult
 from aios_workers.modules.tool.sandbox.bubblewrap import chosen_sandbox
 from tests.caller import Caller, WorkerProcess
 from tests.scheduler_scene import scheduler
-from tests.tool_scene import ToolScene, answer, value
+from tests.tool_scene import NAMES, ToolScene, answer, value, with_tools
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
@@ -37,13 +37,14 @@ LOADED_S = 60.0  # until all tools are: each starts a Python of its own, maybe b
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> ToolScene:
-    return ToolScene(tmp_path)
+def scene(tmp_path: Path, tool_names: tuple[str, ...]) -> ToolScene:
+    return ToolScene(tmp_path, *tool_names)
 
 
 @pytest.fixture
 async def caller(redis_url: str) -> AsyncIterator[Caller]:
     async with aclosing(Caller(redis_url)) as user:
+        user.patience_s = LOADED_S
         yield user
 
 
@@ -74,6 +75,7 @@ def processes(scene: ToolScene) -> set[int]:
     return found
 
 
+@with_tools("add")
 async def test_a_function_of_ones_own_is_a_job(tools: ToolScene, caller: Caller) -> None:
     result = await answer(caller, ToolRun("me/add", {"a": 40, "b": 2}))
 
@@ -83,6 +85,7 @@ async def test_a_function_of_ones_own_is_a_job(tools: ToolScene, caller: Caller)
     assert await value(caller, "add", a=1) == 2
 
 
+@with_tools("add", "bomb", "wipe")
 async def test_it_is_listed_and_shown_with_the_schema_of_its_type_hints(
     tools: ToolScene, caller: Caller
 ) -> None:
@@ -104,6 +107,7 @@ async def test_it_is_listed_and_shown_with_the_schema_of_its_type_hints(
     assert [each.name for each in found.tools] == ["me/add"]
 
 
+@with_tools("note")
 async def test_wrong_arguments_are_told_all_at_once_and_nothing_runs(
     tools: ToolScene, caller: Caller
 ) -> None:
@@ -117,6 +121,7 @@ async def test_wrong_arguments_are_told_all_at_once_and_nothing_runs(
     assert tools.lines() == []
 
 
+@with_tools("add")
 async def test_what_is_said_exactly_is_taken_for_it(tools: ToolScene, caller: Caller) -> None:
     assert await value(caller, "add", a="3", b=4.0) == 7
     for wrong in ("3.5", "03", " 3", "three", 3.5, True, None):
@@ -124,6 +129,7 @@ async def test_what_is_said_exactly_is_taken_for_it(tools: ToolScene, caller: Ca
             await value(caller, "add", a=wrong)
 
 
+@with_tools("remember")
 async def test_nothing_is_left_in_memory_for_the_next_call(
     tools: ToolScene, caller: Caller
 ) -> None:
@@ -151,6 +157,7 @@ async def test_nothing_is_left_in_memory_for_the_next_call(
         ("close", ToolFailed, "exit code"),
     ],
 )
+@with_tools("bomb")
 async def test_what_a_tool_does_wrong_is_told_and_the_next_call_runs(
     tools: ToolScene,
     caller: Caller,
@@ -166,6 +173,7 @@ async def test_what_a_tool_does_wrong_is_told_and_the_next_call_runs(
     assert (fine.value, fine.run.sandbox) == ("fine", SANDBOX)
 
 
+@with_tools("hang", "add")
 async def test_one_that_hangs_is_ended(tools: ToolScene, caller: Caller) -> None:
     with pytest.raises(ToolTimeout, match="longer than 1 s"):
         await value(caller, "hang")
@@ -173,6 +181,7 @@ async def test_one_that_hangs_is_ended(tools: ToolScene, caller: Caller) -> None
     assert await value(caller, "add", a=1) == 2
 
 
+@with_tools("bomb")
 async def test_what_a_tool_prints_is_cut_and_made_text(tools: ToolScene, caller: Caller) -> None:
     printed = await answer(caller, ToolRun("me/bomb", {"kind": "print"}))
     assert isinstance(printed, ToolResult)
@@ -183,6 +192,7 @@ async def test_what_a_tool_prints_is_cut_and_made_text(tools: ToolScene, caller:
     assert (written.value, written.output) == ("written", "\ufffd\ufffd fine")
 
 
+@with_tools("add", "bomb")
 async def test_what_a_tool_leaves_running_is_ended(tools: ToolScene, caller: Caller) -> None:
     # The one that forks calls is left, and nothing below it, when all tools have been described.
     assert await value(caller, "bomb", kind="fine") == "fine"
@@ -191,6 +201,7 @@ async def test_what_a_tool_leaves_running_is_ended(tools: ToolScene, caller: Cal
     await wait_until_async(lambda: len(processes(tools)) == SERVERS, LOADED_S)
 
 
+@with_tools("detach")
 async def test_the_end_of_a_call_ends_nothing_that_another_one_has_detached(
     open_tools: ToolScene, caller: Caller
 ) -> None:
@@ -207,6 +218,7 @@ async def test_the_end_of_a_call_ends_nothing_that_another_one_has_detached(
     await wait_until_async(lambda: not Path(f"/proc/{pid}").exists())
 
 
+@with_tools(*NAMES)
 async def test_no_process_and_no_file_is_left_when_the_worker_leaves(
     scene: ToolScene, caller: Caller, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -220,6 +232,7 @@ async def test_no_process_and_no_file_is_left_when_the_worker_leaves(
     assert list(work.iterdir()) == []
 
 
+@with_tools("slow", "add")
 async def test_a_cancelled_call_ends_with_all_that_it_began(
     open_tools: ToolScene, caller: Caller
 ) -> None:
@@ -235,6 +248,7 @@ async def test_a_cancelled_call_ends_with_all_that_it_began(
     assert await value(caller, "add", a=1) == 2
 
 
+@with_tools("add")
 async def test_a_changed_tool_is_another_version_without_a_restart(
     tools: ToolScene, caller: Caller
 ) -> None:
@@ -284,6 +298,7 @@ async def test_a_tool_is_there_as_soon_as_it_is_described(scene: ToolScene, call
         assert await value(caller, "say", words=["a"]) == 1
 
 
+@with_tools("add", "wipe")
 async def test_a_name_that_nobody_has_is_told_with_those_that_are_near(
     tools: ToolScene, caller: Caller
 ) -> None:
@@ -333,6 +348,7 @@ async def test_a_dependency_that_cannot_be_installed_is_told(
         assert await value(caller, "add", a=1) == 2
 
 
+@with_tools("say")
 async def test_what_it_prints_comes_while_it_runs(tools: ToolScene, caller: Caller) -> None:
     [syscall_id] = await caller.submit(ToolRun("me/say", {"words": ["one", "two"]}))
     await caller.hear(syscall_id)
@@ -340,6 +356,7 @@ async def test_what_it_prints_comes_while_it_runs(tools: ToolScene, caller: Call
     assert "".join(chunk.text for chunk in caller.chunks[syscall_id]) == "one\ntwo\n"
 
 
+@with_tools("wipe")
 async def test_a_destructive_tool_does_not_run_where_nobody_can_be_asked(
     tools: ToolScene, caller: Caller
 ) -> None:
@@ -360,6 +377,7 @@ def worker_process(scene: ToolScene, url: str) -> WorkerProcess:
 
 
 @pytest.mark.parametrize("name", ["slow", "slow_again"])
+@with_tools("slow", "slow_again")
 async def test_only_an_idempotent_tool_runs_again_when_its_worker_has_died(
     scene: ToolScene, caller: Caller, name: str
 ) -> None:
@@ -391,6 +409,7 @@ def mounts() -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
+@with_tools("bomb")
 async def test_a_hundred_bombs_leave_the_worker_as_it_was(tools: ToolScene, caller: Caller) -> None:
     caller.patience_s = 120.0  # each of them takes its time, maybe beside others
     kinds = [
