@@ -28,7 +28,7 @@ from aios_broker.ledger.journal import metadata_of, read_entry
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import JobMetadata
 from tests.caller import Caller
-from tests.tool_scene import ToolScene, answer, with_tools
+from tests.tool_scene import NAMES, ToolScene, answer, with_tools
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
@@ -217,6 +217,7 @@ threading.Thread(target=flood, daemon=True).start()
     assert await asked(caller) == []  # what came between runs asked for nothing
 
 
+@with_tools(*NAMES)
 async def test_one_that_reads_nothing_is_ended_in_time(tools: ToolScene, caller: Caller) -> None:
     """Answers and the interrupt find no reader: neither may hold the worker up."""
     other, session = await opened(caller), await opened(caller)
