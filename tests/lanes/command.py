@@ -21,8 +21,10 @@ from tests.lanes.pythons import Python, find_pythons, in_words
 ROOT = Path(__file__).resolve().parents[2]
 STEP_LIMIT_S = 3600.0  # a step that runs longer hangs; single tests have limits of their own
 # Tests of one file share what is dear to start. Files go in the order of their names: unit tests,
-# short and many, come last, so that no runner is left alone with a long file.
-PARALLEL = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+# short and many, come last, so that no runner is left alone with a long file. One runner more than
+# the two cores of CI: tests wait for leases, deadlines and other processes, and two of them kept
+# the cores busy for three quarters of the time.
+PARALLEL = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
 SGLANG_STAMP = Path(".aios/sglang/aios-sglang-cpu")  # made by `aios setup --sglang-cpu`
 STEP_NAMES = ("lint", "format", "types", "imports", "pythons", "mutants", "pytest")
 QUICK_STEPS = ("lint", "format", "types", "imports", "pytest")
