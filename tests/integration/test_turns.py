@@ -9,11 +9,12 @@ import pytest
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.order import Order
 from aios_broker.queues.records import JobMetadata, Submission
-from aios_broker.scheduler import turns
+from aios_broker.scheduler import turn_order
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import policy_named
 from aios_broker.scheduler.ranking import LeadershipLost
 from tests.queue_user import DATA, QueueUser, submitted
+from tests.waiting import wait_until_async
 
 FLOOD = JobMetadata("ada", "llm.chat", "bulk", "acme")
 OTHER = JobMetadata("eve", "llm.chat", "task", "umbrella")
@@ -22,7 +23,7 @@ OTHER = JobMetadata("eve", "llm.chat", "task", "umbrella")
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits at all waits long enough."""
-    monkeypatch.setattr(turns, "LEAST_WAIT_MS", 0)
+    monkeypatch.setattr(turn_order, "LEAST_WAIT_MS", 0)
 
 
 async def send(user: QueueUser, metadata: JobMetadata, count: int = 1) -> list[str]:
@@ -88,7 +89,7 @@ async def test_who_has_just_come_to_a_long_queue_has_a_turn_at_once(
     await send(user, FLOOD, 3_000)
     await send(user, OTHER)
     await kernel.look(20)
-    monkeypatch.setattr(turns, "LEAST_WAIT_MS", 60_000)  # nobody here waits for so long
+    monkeypatch.setattr(turn_order, "LEAST_WAIT_MS", 60_000)  # nobody here waits for so long
     for _ in range(3):
         [mine] = await send(user, OTHER)
         await kernel.look(1)
@@ -121,6 +122,121 @@ async def test_who_was_pushed_out_of_sight_between_look_and_change_has_its_turn_
     assert mine not in (await user.waiting())[:100]
     await kernel.look(2)
     assert mine in (await user.waiting())[:3]
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the ids whose owners the scheduler reads, as it does."""
+    ids: list[str] = []
+    owners = Order.owners
+
+    async def noted(order: Order, job_ids: Sequence[str]) -> list[JobMetadata | None]:
+        ids.extend(job_ids)
+        return await owners(order, job_ids)
+
+    monkeypatch.setattr(Order, "owners", noted)
+    return ids
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read at once is little, so that few jobs are many pieces."""
+    for name, number in (("READ_AT_ONCE", 20), ("PIECE", 50), ("NEW_AT_ONCE", 200)):
+        monkeypatch.setattr(turn_order, name, number)
+    monkeypatch.setattr(turn_order, "OVERLAP", 4)
+
+
+@pytest.mark.parametrize("depth", [1_600, 6_400])
+async def test_who_comes_to_a_queue_that_was_one_programs_has_a_turn_at_once_however_long_it_is(
+    user: QueueUser, kernel: Kernel, read: list[str], depth: int
+) -> None:
+    flood = await send(user, FLOOD, depth)
+    await kernel.look(1)
+    flood += await send(user, FLOOD, 100)
+    [alone] = await send(user, OTHER)
+    await kernel.look(1)
+    assert (await user.waiting())[:2] == [flood[0], alone]
+    assert len(read) < 600
+    assert sorted(await user.waiting()) == sorted([*flood, alone])
+
+
+async def test_what_stood_before_the_newcomers_is_taken_in_as_it_comes_to_the_head(
+    user: QueueUser, kernel: Kernel, read: list[str]
+) -> None:
+    flood = await send(user, FLOOD, 600)
+    await kernel.look(1)
+    other = await send(user, OTHER, 500)
+    more = await send(user, FLOOD, 50)
+    ids = await kernel.serve(900, at_once=20)
+    assert len(set(ids[:800]) & set(other)) == 400
+    assert [each for each in ids if each not in set(other)] == [*flood, *more][: 900 - 450]
+    assert [each for each in ids if each in set(other)] == other[:450]
+    assert len(read) == len(set(read)), "a job's owner is read once"
+
+
+async def test_a_job_that_came_back_to_the_head_stays_there_beside_what_is_not_read(
+    user: QueueUser, kernel: Kernel
+) -> None:
+    await send(user, FLOOD, 600)
+    await kernel.look(1)
+    other = await send(user, OTHER, 3)
+    await kernel.look(1)
+    [first, second] = await user.claim(2, lease_s=0.001)
+    assert second.job_id == other[0]
+
+    async def is_reclaimed() -> bool:
+        await user.order.reclaim(kernel.epoch)
+        return not await user.order.running()
+
+    await wait_until_async(is_reclaimed)
+    back = (await user.waiting())[:2]
+    assert set(back) == {first.job_id, second.job_id}
+    await kernel.look(1)
+    assert (await user.waiting())[:2] == back
+
+
+async def test_a_burst_is_taken_in_part_by_part_and_who_came_first_waits_for_no_later_part(
+    user: QueueUser, kernel: Kernel, small: None, read: list[str]
+) -> None:
+    await send(user, FLOOD, 150)
+    await send(user, OTHER)
+    await kernel.look()
+    read.clear()
+    await send(user, FLOOD, 150)
+    [mine] = await send(user, OTHER)
+    await send(user, FLOOD, 900)
+    await kernel.look(1)
+    assert mine in (await user.waiting())[:4]
+    assert len(read) <= 250
+
+
+@pytest.mark.parametrize(("looks_before", "most_new"), [(0, 20_000), (1, 20_000), (0, 300)])
+async def test_nobody_is_left_out_of_what_comes_while_the_scheduler_reads(
+    user: QueueUser,
+    kernel: Kernel,
+    monkeypatch: pytest.MonkeyPatch,
+    small: None,
+    looks_before: int,
+    most_new: int,
+) -> None:
+    monkeypatch.setattr(turn_order, "MOST_NEW", most_new)
+    await send(user, FLOOD, 500)
+    await kernel.look(looks_before)
+    mine = await send(user, OTHER)
+    before_tail = Order.before_tail
+
+    async def flooded(order: Order, offset: int, count: int) -> list[str]:
+        await send(user, FLOOD, 70)
+        mine.extend(await send(user, OTHER))
+        await send(user, FLOOD, 70)
+        return await before_tail(order, offset, count)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Order, "before_tail", flooded)
+        await kernel.look(8)
+    await kernel.look(40)
+    ids = await kernel.serve(2 * len(mine), at_once=4)
+    assert [each for each in ids if each in set(mine)] == mine
 
 
 @pytest.mark.parametrize("depth", [60, 700, 3_000])
@@ -181,21 +297,21 @@ async def test_a_suspended_job_comes_back_for_its_next_turn(
 
 async def test_what_is_one_programs_alone_is_not_even_read(user: QueueUser, kernel: Kernel) -> None:
     ids = await send(user, FLOOD, 50)  # before anybody has looked
-    assert await user.order.turns(8, 0) is None
+    assert isinstance(await user.order.turns(8, 0), str)
     assert not await kernel.look()
     assert await user.waiting() == ids
     await send(user, OTHER)
-    assert await user.order.turns(8, 0) is not None
+    assert not isinstance(await user.order.turns(8, 0), str)
 
 
 async def test_when_nothing_is_live_it_begins_anew(user: QueueUser) -> None:
     """Whether or not a scheduler looks in between."""
     await send(user, FLOOD)
     await send(user, OTHER)
-    assert await user.order.turns(8, 0) is not None
+    assert not isinstance(await user.order.turns(8, 0), str)
     await user.finish(*await user.claim(2))
     await send(user, FLOOD, 2)
-    assert await user.order.turns(8, 0) is None
+    assert isinstance(await user.order.turns(8, 0), str)
 
 
 async def test_a_burst_longer_than_a_piece_is_read_whole(user: QueueUser, kernel: Kernel) -> None:

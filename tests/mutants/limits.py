@@ -3,6 +3,8 @@
 from tests.mutants.catalogue import Mutant
 
 TURNS = "broker/aios_broker/scheduler/turns.py"
+TURN_ORDER = "broker/aios_broker/scheduler/turn_order.py"
+TURNS_LUA = "broker/aios_broker/queues/lua/scheduler/turns.lua"
 QUOTA = "broker/aios_broker/queues/lua/shared/quota.lua"
 SUBMIT = "broker/aios_broker/queues/lua/client/submit.lua"
 LIMITS = "migrations/schema/limits.sql"
@@ -23,15 +25,15 @@ LIMIT_MUTANTS = (
     Mutant(
         "turns: what is read backwards stands behind the rest",
         TURNS,
-        "member.jobs.appendleft(turn)",
-        "member.jobs.append(turn)",
+        ".jobs.appendleft(turn)",
+        ".jobs.append(turn)",
         TURNS_TEST,
     ),
     Mutant(
         "turns: who is read backwards came last",
         TURNS,
-        "member.came = self._oldest",
-        "member.came = -self._oldest",
+        "self._enter(turn, self._oldest)",
+        "self._enter(turn, -self._oldest)",
         TURNS_TEST,
     ),
     Mutant(
@@ -58,8 +60,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "turns: who was away has saved up",
         TURNS,
-        "max(member.start, group.now), self._newest",
-        "member.start, self._newest",
+        "max(member.start, group.now), came",
+        "member.start, came",
         TURNS_TEST,
     ),
     Mutant(
@@ -71,7 +73,7 @@ LIMIT_MUTANTS = (
     ),
     Mutant(
         "turns: those that were at the head are never done",
-        TURNS,
+        TURN_ORDER,
         "                self._turns.had_turn(job_id)\n",
         "                pass\n",
         QUEUE_TURNS_TEST,
@@ -81,6 +83,83 @@ LIMIT_MUTANTS = (
         SUBMIT,
         "            flow = SEVERAL\n",
         "",
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
+        "turns: what a program had before it was alone no more is read",
+        TURN_ORDER,
+        "            self._last_alone = ends\n",
+        "",
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
+        "turns: it is not said who is the last of a program that is alone",
+        TURNS_LUA,
+        "return call('LINDEX', c.queue, -1) or '' end",
+        "return '' end",
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
+        "turns: what comes to the head unread is nobody's",
+        TURN_ORDER,
+        "            self._turns.add_first(turn)\n",
+        "            pass\n",
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
+        "turns: what comes to the head unread goes behind the rest of its program",
+        TURN_ORDER,
+        "self._turns.add_first(turn)",
+        "self._turns.add(turn)",
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
+        "turns: the first of a program stand the other way round",
+        TURNS,
+        "            program.num_first += 1\n",
+        "",
+        TURNS_TEST,
+    ),
+    Mutant(
+        "turns: a first one that has had its turn counts on",
+        TURNS,
+        "group.num_first -= place < group.num_first",
+        "group.num_first -= 0",
+        TURNS_TEST,
+    ),
+    Mutant(
+        "turns: who came back to the head waits for a turn",
+        TURN_ORDER,
+        "head.index(self._placed[0]) if self._placed else 0",
+        "0",
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
+        "turns: a tick takes in all of a burst",
+        TURN_ORDER,
+        "len(self._turns) + NEW_AT_ONCE",
+        "len(fresh) + len(self._turns)",
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
+        "turns: of a burst the newest is taken in first",
+        TURN_ORDER,
+        "part = fresh[taken : taken + PIECE]",
+        "part = fresh[len(fresh) - taken - PIECE :]",
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
+        "turns: what does not join on is taken for older",
+        TURN_ORDER,
+        "if self._turns and not known:",
+        "if False:",
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
+        "turns: the last one of a program that was alone ends what is new for ever",
+        TURN_ORDER,
+        'self._is_asked, self._last_alone = True, ""',
+        "self._is_asked = True",
         QUEUE_TURNS_TEST,
     ),
     Mutant(

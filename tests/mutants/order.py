@@ -22,7 +22,7 @@ ORDER_MUTANTS = (
     ),
     Mutant(
         "order: whoever has just come to the head makes a long queue unknown",
-        "broker/aios_broker/scheduler/turns.py",
+        "broker/aios_broker/scheduler/turn_order.py",
         "0 if is_long else LEAST_WAIT_MS",
         "LEAST_WAIT_MS",
         "tests/integration/test_turns.py",

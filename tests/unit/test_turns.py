@@ -145,6 +145,32 @@ def test_what_is_read_backwards_has_the_same_turns(
     assert served(backwards, len(waiting)) == served(plain, len(waiting))
 
 
+@CHECKS
+@given(st.lists(paths, max_size=30), st.integers(1, 30), st.integers(1, 30), st.integers(1, 4))
+def test_what_is_taken_in_as_it_comes_to_the_head_has_the_same_turns(
+    later: list[tuple[str, str, str]], num_alone: int, num_read: int, at_once: int
+) -> None:
+    """What one program had alone is read from both ends: as if all had been known."""
+    alone = ("a", "a", "a")
+    all_turns = [
+        Turn(f"{number:04d}", path) for number, path in enumerate([alone] * num_alone + later)
+    ]
+    plain, gapped = Turns(), Turns()
+    for each in all_turns:
+        plain.add(each)
+    gap = max(0, num_alone - num_read)
+    for each in all_turns[gap:]:
+        gapped.add(each)
+    ids: list[str] = []
+    for _ in all_turns:
+        done = sum(each.job_id in ids for each in all_turns[:gap])
+        for each in all_turns[:gap][: done + at_once]:
+            if each.job_id not in ids:
+                gapped.add_first(each)
+        ids += served(gapped, 1)
+    assert ids == served(plain, len(all_turns))
+
+
 def _check(
     had: Turn,
     waiting: dict[str, Turn],

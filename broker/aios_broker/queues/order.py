@@ -156,14 +156,16 @@ class Order(ModuleSteps):
 
     async def turns(
         self, count: int, least_ms: int
-    ) -> tuple[int, tuple[str, ...], tuple[str, ...]] | None:
+    ) -> tuple[int, tuple[str, ...], tuple[str, ...]] | str:
         """Return how many wait, and the ids of the first and the last `count`.
 
-        None: nobody waits for anybody: all that is live is of one program, or the first one has
-        waited for less than `least_ms`.
+        A text: nobody waits for anybody. It is the last id that waits where all that is live is of
+        one program, and empty where the first one has waited for less than `least_ms`.
         """
         answer = await self._call("turns", [count, least_ms])
-        return (answer[0], _texts(answer[1]), _texts(answer[2])) if answer else None
+        if isinstance(answer, bytes):
+            return answer.decode()
+        return answer[0], _texts(answer[1]), _texts(answer[2])
 
     async def before_tail(self, offset: int, count: int) -> list[str]:
         """Return up to `count` ids, in the queue's order: those before the last `offset`."""

@@ -25,7 +25,7 @@ from aios_broker.queues.watch import NOTHING, Notes
 from aios_broker.scheduler.policy import Policy, policy_named
 from aios_broker.scheduler.ranking import LeadershipLost, Ranker, Rescoring
 from aios_broker.scheduler.sweep import METADATA_AT_ONCE, Sweep
-from aios_broker.scheduler.turns import TurnOrder
+from aios_broker.scheduler.turn_order import PIECES, TurnOrder
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,8 @@ class ModuleOrder:
         await self._follow_cores()
         busy = False
         for each in self._lists:
-            busy = await self._sweep_list(each, epoch, now_ms) or busy
+            is_swept = await self._sweep_list(each, epoch, now_ms)
+            busy = is_swept or await self._read_on(each) or busy
         return busy
 
     async def _sweep_list(self, each: _List, epoch: int, now_ms: int) -> bool:
@@ -200,7 +201,7 @@ class ModuleOrder:
                 return True
             sweep = each.sweep_due(self._ranker, rescores=is_first)
             if sweep is None:
-                return await each.turns.read_on()
+                return False
             started_s = time.monotonic()
             goes_on = await sweep.step(epoch, now_ms)
         each.swept_s += time.monotonic() - started_s
@@ -208,6 +209,14 @@ class ModuleOrder:
             return True
         each.rest()
         return sweep.changed
+
+    async def _read_on(self, each: _List) -> bool:
+        """Read some pieces of who waits; decisions go between them. Return whether more is left."""
+        for _ in range(PIECES):
+            async with self._turn:
+                if not await each.turns.read_on():
+                    return False
+        return True
 
     async def _follow_cores(self) -> None:
         """See which run queues there are."""

@@ -15,15 +15,15 @@ local function is_shared(c)
 end
 
 -- ARGV  prefix, queue, n, ms
--- Returns {how many wait, the first n ids, the last n ids}; nothing where one program has all that is live,
--- or the first one has waited for less than so many ms.
+-- Returns {how many wait, the first n ids, the last n ids}; where one program has all that is live, the last
+-- id alone; where nothing waits, or the first one has waited for less than so many ms, ''.
 register('turns', function(c)
     local n, least_ms = tonumber(take(c)), tonumber(take(c))
-    if not is_shared(c) then return {} end
+    if not is_shared(c) then return call('LINDEX', c.queue, -1) or '' end
     local first = call('LINDEX', c.queue, 0)
-    if not first then return {} end
+    if not first then return '' end
     local found = redis.pcall('HGET', job_key(c, first), 'aios_ready_ms')
-    if type(found) == 'string' and c.now - found < least_ms then return {} end
+    if type(found) == 'string' and c.now - found < least_ms then return '' end
     return {call('LLEN', c.queue), call('LRANGE', c.queue, 0, n - 1), call('LRANGE', c.queue, -n, -1)}
 end)
 
