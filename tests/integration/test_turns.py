@@ -183,6 +183,7 @@ async def test_a_job_that_came_back_to_the_head_stays_there_beside_what_is_not_r
     await kernel.look(1)
     [first, second] = await user.claim(2, lease_s=0.001)
     assert second.job_id == other[0]
+    await kernel.look(1)
 
     async def is_reclaimed() -> bool:
         await user.order.reclaim(kernel.epoch)
