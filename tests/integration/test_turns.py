@@ -240,6 +240,39 @@ async def test_nobody_is_left_out_of_what_comes_while_the_scheduler_reads(
     assert [each for each in ids if each in set(mine)] == mine
 
 
+async def test_more_comes_while_a_queue_is_read_backwards_than_is_read_at_once(
+    user: QueueUser, kernel: Kernel, monkeypatch: pytest.MonkeyPatch, small: None
+) -> None:
+    monkeypatch.setattr(turn_order, "MOST_NEW", 300)
+    other = await send(user, OTHER)
+    flood = await send(user, FLOOD, 500)
+    await kernel.look(1)
+    other += await send(user, OTHER)
+    flood += await send(user, FLOOD, 270)
+    assert await kernel.order.sweep(kernel.epoch, 1_700_000_000_000)
+    await kernel.look(40)
+    assert set(other) <= set((await user.waiting())[:4])
+    ids = await kernel.serve(700, at_once=20)
+    assert [each for each in ids if each not in other] == flood[:698]
+
+
+async def test_the_last_one_of_a_program_that_was_alone_comes_back_behind_a_newcomer(
+    user: QueueUser, kernel: Kernel
+) -> None:
+    flood = await send(user, FLOOD, 3)
+    await kernel.look(1)
+    await send(user, FLOOD, 200)
+    await send(user, OTHER)
+    await kernel.look(1)
+    leases = await user.claim(8)
+    [last] = [lease for lease in leases if lease.job_id == flood[-1]]
+    await kernel.look(1)
+    [mine] = await send(user, OTHER)
+    await user.suspend(last)
+    await kernel.look(2)
+    assert mine in (await user.waiting())[:4]
+
+
 @pytest.mark.parametrize("depth", [60, 700, 3_000])
 async def test_tenants_that_wait_are_served_alike(
     user: QueueUser, kernel: Kernel, depth: int
