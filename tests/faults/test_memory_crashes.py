@@ -90,9 +90,11 @@ class MortalStore(Store):
         self._steps = steps
 
     @asynccontextmanager
-    async def as_agent(self, agent: AgentRow, *locks: str) -> AsyncIterator[Cursor]:
+    async def as_agent(
+        self, agent: AgentRow, *locks: str, limit_s: float | None = None
+    ) -> AsyncIterator[Cursor]:
         number = self._steps.begin()
-        async with self._real.as_agent(agent, *locks) as cursor:
+        async with self._real.as_agent(agent, *locks, limit_s=limit_s) as cursor:
             yield cursor
         self._steps.end(number)
 

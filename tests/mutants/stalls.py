@@ -22,6 +22,13 @@ VERDICTS_TEST = "tests/unit/test_verdicts.py"
 
 STALL_MUTANTS = (
     Mutant(
+        "what takes longer than a transaction may begins anew until its deadline",
+        "broker/aios_broker/postgres/store.py",
+        "min(2 * limit_s, TRANSACTION_TIMEOUT_S)",
+        "limit_s",
+        STALLS_TEST,
+    ),
+    Mutant(
         "who comes back has saved up all that it did not use",
         "broker/aios_broker/fair_queueing.py",
         "max(self._ends.get(name, 0.0), self._now)",

@@ -11,7 +11,7 @@ for locks of its own, waits for itself. What the kernel does itself has connecti
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, LiteralString
@@ -26,6 +26,7 @@ from aios_broker.postgres.database import (
     CONNECT_TIMEOUT_S,
     SERVICE_TIMEOUT_S,
     SESSION_LIMITS,
+    TRANSACTION_TIMEOUT_S,
     check_database_url,
     database_errors,
 )
@@ -106,12 +107,25 @@ class Store:
         self._known: dict[tuple[str, str], AgentRow] = {}
         self._is_open = False
 
+    def limits_s(self) -> Iterator[float]:
+        """Yield the limits of the transactions of one try after the other: each twice as long.
+
+        Work that takes longer than one limit, such as many words on a loaded machine, would else
+        begin anew for ever.
+        """
+        limit_s = self._limit_s
+        while True:
+            yield limit_s
+            limit_s = min(2 * limit_s, TRANSACTION_TIMEOUT_S)
+
     @asynccontextmanager
-    async def as_agent(self, agent: AgentRow, *locks: str) -> AsyncIterator[Cursor]:
+    async def as_agent(
+        self, agent: AgentRow, *locks: str, limit_s: float | None = None
+    ) -> AsyncIterator[Cursor]:
         """Yield a cursor in a transaction that sees what the agent may see.
 
         `locks` are names: of those who name the same one, one at a time gets its cursor. They are
-        taken in this order, and free again when the transaction ends.
+        taken in this order, and free again when the transaction ends. `limit_s`: of this one.
 
         Raises:
             DatabaseUnavailable: no connection, a broken one, or no end in time. Whether a commit
@@ -121,7 +135,7 @@ class Store:
         values = (str(agent.id), str(agent.tenant_id), list(locks))
         async with (
             self.places.one(agent.holder),
-            self._transaction(_AS_AGENT, values) as cursor,
+            self._transaction(_AS_AGENT, values, limit_s=limit_s) as cursor,
         ):
             yield cursor
 

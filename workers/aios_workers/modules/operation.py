@@ -48,6 +48,7 @@ class Asked(Generic[B_co]):
     syscall: Syscall
     body: B_co  # of the syscall, or what a person made of it
     irreversible: tuple[OperationClass, ...] = ()  # what its operation is declared to take away
+    limit_s: float | None = None  # of each of its transactions; None: that of the others
 
     @asynccontextmanager
     async def transaction(self, *locks: str) -> AsyncIterator[Work[B_co]]:
@@ -55,7 +56,7 @@ class Asked(Generic[B_co]):
 
         It is committed when all that it took away is allowed.
         """
-        async with self.services.store.as_agent(self.agent, *locks) as cursor:
+        async with self.services.store.as_agent(self.agent, *locks, limit_s=self.limit_s) as cursor:
             work = Work(self, cursor, Pending())
             yield work
             await work.ask()
@@ -179,8 +180,17 @@ class Operation(Generic[B]):
     do: Run[B]
     irreversible: tuple[OperationClass, ...] = ()  # what it may take away: it may wait for a person
 
-    async def run(self, services: Services, syscall: Syscall, *, decided: bool) -> Result:
+    async def run(
+        self,
+        services: Services,
+        syscall: Syscall,
+        *,
+        decided: bool,
+        limit_s: float | None = None,
+    ) -> Result:
         """Run a syscall of this kind; `decided`: a person has decided about it, or edited it.
+
+        `limit_s`: of each of its transactions; None: that of the others.
 
         Raises:
             NeedsApproval: A person has to be asked; nothing was changed.
@@ -191,7 +201,7 @@ class Operation(Generic[B]):
             body = await services.approvals.body_of(agent, syscall)
         if not isinstance(body, self.body):
             raise no_operation(syscall)
-        return await self.do(Asked(services, agent, syscall, body, self.irreversible))
+        return await self.do(Asked(services, agent, syscall, body, self.irreversible, limit_s))
 
 
 Operations = Mapping[type[object], Operation[Any]]

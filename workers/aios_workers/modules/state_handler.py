@@ -95,12 +95,20 @@ class StateHandler:
             raise no_operation(syscall)
         if syscall.needs or (self._has_model and isinstance(syscall.body, _SEARCHES)):
             run.step_aside()  # it waits for a model
-        decided = run.lease.decided
-        return await patiently(lambda: self._try(operation, syscall, decided=decided))
+        decided, limits_s = run.lease.decided, self._services.store.limits_s()
 
-    async def _try(self, operation: Operation[Any], syscall: Syscall, *, decided: bool) -> Outcome:
+        async def step() -> Outcome:
+            return await self._try(operation, syscall, decided=decided, limit_s=next(limits_s))
+
+        return await patiently(step)
+
+    async def _try(
+        self, operation: Operation[Any], syscall: Syscall, *, decided: bool, limit_s: float
+    ) -> Outcome:
         try:
-            return Done(await operation.run(self._services, syscall, decided=decided))
+            return Done(
+                await operation.run(self._services, syscall, decided=decided, limit_s=limit_s)
+            )
         except NeedsApproval as needs:
             return await self._services.approvals.ask(needs)
         except AccessDenied as refused:

@@ -69,7 +69,9 @@ class FileWork(Work[S_co], Generic[S_co]):
     def step(self, body: S) -> "FileWork[S]":
         """Return the work of one step of a plan, in the same transaction."""
         whole = self.asked
-        asked = Asked(whole.services, whole.agent, whole.syscall, body, whole.irreversible)
+        asked = Asked(
+            whole.services, whole.agent, whole.syscall, body, whole.irreversible, whole.limit_s
+        )
         return FileWork(asked, self.cursor, self.pending, self.owner, in_plan=True)
 
     def is_scratch(self, path: str) -> bool:
