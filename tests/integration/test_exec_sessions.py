@@ -426,7 +426,7 @@ async def test_a_session_of_a_worker_that_is_killed_is_lost_and_says_so(
             await answer(caller, ExecClose(session.id))
             return None
 
-        session = await wait_until_async(is_there)
+        session = await wait_until_async(is_there, caller.patience_s)
         assert session is not None
         sleeping = [ExecRun(session.id, "import time; time.sleep(600)")] * 4
         ids = await caller.submit(*sleeping, deadline_s=120.0)
