@@ -87,12 +87,14 @@ def unnamed(things: Iterable[Gone], objects: list[BoundObject]) -> list[Gone]:
     return [thing for thing in things if not is_named(thing, objects)]
 
 
-async def unasked(world: World, agent: str, body: Body) -> tuple[Syscall, bool, Possessions]:
+async def unasked(
+    world: World, before: Possessions, agent: str, body: Body
+) -> tuple[Syscall, bool, Possessions]:
     """Run a call that nobody decides about; return it, whether it waits, and what there is now.
 
     What went without a question was made in scratch space, and is in the audit log.
     """
-    scene, before = world.scene, await world.has()
+    scene = world.scene
     prepare(scene, body)
     syscall, waits = scene.syscall(agent, body), False
     try:
@@ -188,7 +190,7 @@ async def test_no_call_takes_what_nobody_was_asked_about(
     start = await world.has()
     for number in range(len(all_bodies(world, agent))):
         body = all_bodies(world, agent)[number]
-        syscall, waits, now = await unasked(world, agent, body)
+        syscall, waits, now = await unasked(world, start, agent, body)
         if waits:
             objects = (await scene.approval_of(syscall.id)).objects
             sort = type(body), frozenset(f"{one.operation} {one.kind}" for one in objects)
@@ -259,9 +261,10 @@ async def test_no_row_of_calls_takes_what_nobody_was_asked_about(
     """Whatever agents do one after the other, each step takes nothing unasked."""
     dice = random.Random(calls)
     world = await new_world(scene, host, 0)
-    waiting = 0
+    now, waiting = await world.has(), 0
     for _ in range(calls):
         agent = dice.choice(("ann", "ann", "bob", "boss"))
-        _, waits, _ = await unasked(world, agent, dice.choice(all_bodies(world, agent)))
+        body = dice.choice(all_bodies(world, agent))
+        _, waits, now = await unasked(world, now, agent, body)
         waiting += waits
     assert waiting > calls / 10
