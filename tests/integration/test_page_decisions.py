@@ -144,6 +144,12 @@ async def parked_already(api: ApiScene, tenant: str, agents: Mapping[str, int]) 
             assert cursor.rowcount == number
 
 
+def seen(person: httpx.Client, path: str) -> str:
+    answer = person.get(path)
+    assert answer.status_code == 200, answer.text[:1_000]
+    return answer.text
+
+
 def test_ten_thousand_parked_calls_hide_nobodys_only_one(api: ApiScene) -> None:
     tenant, many = "parks", [f"parks-many-{number}" for number in range(MANY)]
     for name in (*many, "parks-one"):
@@ -152,10 +158,10 @@ def test_ten_thousand_parked_calls_hide_nobodys_only_one(api: ApiScene) -> None:
     run(parked_already(api, tenant, {**dict.fromkeys(many, EACH), "parks-one": 1}))
     boss = api.token("parks-boss", tenant, scope="administrator")
     with logged_in(api, boss) as person:
-        pages = [person.get("/approvals").text]
+        pages = [seen(person, "/approvals")]
         for _ in range(2):
             [further] = re.findall(r'rel="next" href="([^"]+)"', pages[-1])
-            pages.append(person.get(html.unescape(further)).text)
+            pages.append(seen(person, html.unescape(further)))
         shown = [re.findall(r'id="approval-([0-9a-f]{32})"', text) for text in pages]
         assert [len(each) for each in shown] == [PAGE_LENGTH] * 3
         assert len(set().union(*shown)) == 3 * PAGE_LENGTH

@@ -38,6 +38,8 @@ from tests.queue_user import submitted
 from tests.state_scene import AUDIT_KEY, StateScene, state_scene
 from tests.waiting import wait_until_async
 
+pytestmark = pytest.mark.timeout(180)  # a diff alone may take half a minute beside others
+
 STALL_S = 1.0  # nobody waits so long for what another one asked
 TRIES = 20
 SHORT_S = 0.3
