@@ -273,6 +273,22 @@ async def test_the_last_one_of_a_program_that_was_alone_comes_back_behind_a_newc
     assert mine in (await user.waiting())[:4]
 
 
+@pytest.mark.parametrize("depth", [150, 700, 3_000])
+@pytest.mark.parametrize("newcomers", [1, 120])
+async def test_one_that_was_claimed_before_its_turn_comes_back_behind_newcomers(
+    user: QueueUser, kernel: Kernel, depth: int, newcomers: int
+) -> None:
+    """More was claimed between two looks than the scheduler had put in order."""
+    await send(user, FLOOD, depth // 2)
+    await send(user, OTHER, depth // 2)
+    await kernel.look(20)
+    leases = await user.claim(100)
+    mine = await send(user, JobMetadata("zoe", "llm.chat", "main", "late"), newcomers)
+    await user.suspend(leases[-1])
+    await kernel.look(2)
+    assert mine[0] in (await user.waiting())[:4]
+
+
 @pytest.mark.parametrize("depth", [60, 700, 3_000])
 async def test_tenants_that_wait_are_served_alike(
     user: QueueUser, kernel: Kernel, depth: int

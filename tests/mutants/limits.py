@@ -142,6 +142,13 @@ LIMIT_MUTANTS = (
         QUEUE_TURNS_TEST,
     ),
     Mutant(
+        "turns: nobody is seen before one that has come back",
+        TURN_ORDER,
+        "if not self._is_read:\n            return len(ids)",
+        "if True:\n            return len(ids)",
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
         "turns: of a burst the newest is taken in first",
         TURN_ORDER,
         "part = fresh[taken : taken + PIECE]",

@@ -65,7 +65,9 @@ class TurnOrder:
             return False
         length, head, tail = ends
         self._settle(head)
-        await self._take_in(tail)
+        is_whole = length <= len(head) + len(tail)
+        seen = (*head, *tail[len(head) + len(tail) - length :]) if is_whole else tail
+        await self._take_in(seen, is_whole=is_whole)
         self._is_asked, self._last_alone = True, ""
         await self.read_on()
         if not self._is_read:
@@ -83,12 +85,13 @@ class TurnOrder:
         self._placed = [job_id for job_id in self._placed if job_id in standing]
         self._turns.forget_idle()
 
-    async def _take_in(self, tail: Sequence[str]) -> None:
+    async def _take_in(self, tail: Sequence[str], *, is_whole: bool) -> None:
         """Take in what has come to the tail since the last look.
 
-        The oldest goes first: what is left for the next look is as if it came later.
+        The oldest goes first: what is left for the next look is as if it came later. `is_whole`:
+        the tail is all of the queue.
         """
-        fresh, known = await self._unknown(tail)
+        fresh, known = await self._unknown(tail, is_whole=is_whole)
         if len(fresh) == MOST_NEW:
             self.forget()  # to be read from the beginning
             return
@@ -140,20 +143,43 @@ class TurnOrder:
         self._is_read = len(ids) < PIECE
         return not self._is_read
 
-    async def _unknown(self, tail: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-        """Return the ids behind the last known one, and up to this one some that stand before.
+    async def _unknown(
+        self, tail: Sequence[str], *, is_whole: bool
+    ) -> tuple[Sequence[str], Sequence[str]]:
+        """Return the tail from the first new id on, and up to this one some that stand before.
 
-        Of more than `MOST_NEW` the last ones; else these are all that the scheduler has not seen.
+        Among the new ones may be known ones that have come back. Of more than `MOST_NEW` the last
+        ones; else these are all that the scheduler has not seen.
         """
         ids, count = tail, TURNS + SLACK
+        if self._num_new:  # behind what was left over may be known ones that have come back
+            count = min(self._num_new + 2 * count, MOST_NEW)
+            ids = await self._order.before_tail(0, count)
+            is_whole = len(ids) < count
         while True:
-            num_new = sum(1 for _ in takewhile(self._is_unknown, reversed(ids)))
-            if num_new < len(ids) or len(ids) < count or count == MOST_NEW:
-                break
+            at = self._first_new(ids, is_whole=is_whole)
+            if at or is_whole or count == MOST_NEW:
+                return ids[at:], ids[max(0, at - READ_AT_ONCE) : at]
             count = min(8 * count, MOST_NEW)
             ids = await self._order.before_tail(0, count)  # at once: more comes meanwhile
-        at = len(ids) - num_new
-        return ids[at:], ids[max(0, at - READ_AT_ONCE) : at]
+            is_whole = len(ids) < count
+
+    def _first_new(self, ids: Sequence[str], *, is_whole: bool) -> int:
+        """Return the place from which on the tail is new.
+
+        All before the last known one is known, too, where it did not come back from a slice behind
+        newcomers. What may stand before a known one and be old is what came to the head by another
+        way, what is in the gap, and what is still to be read.
+        """
+        if not self._is_read:
+            return len(ids) - sum(1 for _ in takewhile(self._is_unknown, reversed(ids)))
+        first = 0
+        if self._behind_gap in ids:
+            first = ids.index(self._behind_gap)
+        elif is_whole:
+            first = sum(1 for _ in takewhile(self._is_unknown, ids)) % len(ids) if ids else 0
+        unknown = (at for at in range(first, len(ids)) if self._is_unknown(ids[at]))
+        return next(unknown, len(ids))
 
     def _is_unknown(self, job_id: str) -> bool:
         return job_id not in self._turns and job_id != self._last_alone
