@@ -178,8 +178,7 @@ class TurnOrder:
             first = ids.index(self._behind_gap)
         elif is_whole:
             first = sum(1 for _ in takewhile(self._is_unknown, ids)) % len(ids) if ids else 0
-        unknown = (at for at in range(first, len(ids)) if self._is_unknown(ids[at]))
-        return next(unknown, len(ids))
+        return first + self._turns.num_known(ids[first:])
 
     def _is_unknown(self, job_id: str) -> bool:
         return job_id not in self._turns and job_id != self._last_alone
@@ -190,7 +189,10 @@ class TurnOrder:
         for first in range(0, len(job_ids), PIECE):
             piece = job_ids[first : first + PIECE]
             parts = [piece[at : at + READ_AT_ONCE] for at in range(0, len(piece), READ_AT_ONCE)]
-            answers = await asyncio.gather(*map(self._order.owners, parts))
+            if len(parts) == 1:  # as at nearly all looks: no task is made for it
+                answers = [await self._order.owners(parts[0])]
+            else:
+                answers = await asyncio.gather(*map(self._order.owners, parts))
             owners = chain.from_iterable(answers)
             found += [
                 Turn.of(job_id, metadata)

@@ -84,6 +84,11 @@ class Turns:
         """Tell whether a job waits."""
         return job_id in self._known
 
+    def num_known(self, job_ids: Sequence[str]) -> int:
+        """Return how many of these wait up to the first one that does not."""
+        known = self._known
+        return next((at for at, job_id in enumerate(job_ids) if job_id not in known), len(job_ids))
+
     @property
     def are_shared(self) -> bool:
         """Whether jobs of more than one program wait."""
