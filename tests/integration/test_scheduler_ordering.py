@@ -65,13 +65,11 @@ async def test_a_changed_nice_value_counts_at_the_next_tick(user: QueueUser) -> 
 class Raced(Order):
     """Lets something else happen between the look at a queue and the change that it leads to."""
 
-    def __init__(self, user: QueueUser, meanwhile: Callable[[], Awaitable[object]]) -> None:
-        super().__init__(user.functions, user.module, user.keys)
-        self._meanwhile: Callable[[], Awaitable[object]] | None = meanwhile
+    meanwhile: Callable[[], Awaitable[object]] | None = None  # what happens, once
 
     async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
-        if step == "reorder" and (meanwhile := self._meanwhile) is not None:
-            self._meanwhile = None
+        if step == "reorder" and (meanwhile := self.meanwhile) is not None:
+            self.meanwhile = None
             await meanwhile()
         return await super()._call(step, arguments)
 
@@ -83,8 +81,10 @@ async def test_a_nice_value_that_changes_while_its_job_is_ranked_counts(
     await user.publish("priority")
     epoch = await user.lead()
     late, plain = await user.submit(0, 0)
+    raced = Raced(user.functions, user.module, user.keys)
+    queue = ModuleOrder(raced, user.control, policy_named("rr"))
     if ranked_before:
-        await module_order(user).tick(epoch, await now_ms(user))
+        await queue.tick(epoch, await now_ms(user))
         [late] = await user.submit(-10)  # at the tail: it changes the order, which is its moment
 
     # Given an operator who changes the value after the scheduler has read it
@@ -92,8 +92,7 @@ async def test_a_nice_value_that_changes_while_its_job_is_ranked_counts(
         assert await user.control.nice([late, plain], 5, module="llm") == ["done", "done"]
         await user.control.nice([plain], -15, module="llm")
 
-    raced = Raced(user, renice)
-    queue = ModuleOrder(raced, user.control, policy_named("rr"))
+    raced.meanwhile = renice
     for _ in range(3):
         await queue.tick(epoch, await now_ms(user))
     assert (await user.waiting())[0] == plain
@@ -114,7 +113,9 @@ async def test_one_suspended_while_it_is_ranked_is_ranked_anew(user: QueueUser) 
         await wait_until_async(a_millisecond_on)
         await user.suspend(lease)
 
-    queue = ModuleOrder(Raced(user, suspend), user.control, policy_named("rr"))
+    raced = Raced(user.functions, user.module, user.keys)
+    raced.meanwhile = suspend
+    queue = ModuleOrder(raced, user.control, policy_named("rr"))
     await queue.tick(epoch, await now_ms(user))
     assert await user.order.scores([lease.job_id]) == [None]
 

@@ -163,13 +163,6 @@ LIMIT_MUTANTS = (
         QUEUE_TURNS_TEST,
     ),
     Mutant(
-        "turns: the last one of a program that was alone ends what is new for ever",
-        TURN_ORDER,
-        'self._is_asked, self._last_alone = True, ""',
-        "self._is_asked = True",
-        QUEUE_TURNS_TEST,
-    ),
-    Mutant(
         "limits: anybody may go before others",
         QUOTA,
         "if nice < least then return {'nice', who.agent, nice, least} end",

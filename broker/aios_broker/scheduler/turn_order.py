@@ -68,7 +68,7 @@ class TurnOrder:
         is_whole = length <= len(head) + len(tail)
         seen = (*head, *tail[len(head) + len(tail) - length :]) if is_whole else tail
         await self._take_in(seen, is_whole=is_whole)
-        self._is_asked, self._last_alone = True, ""
+        self._is_asked = True
         await self.read_on()
         if not self._is_read:
             return True
