@@ -20,6 +20,7 @@ from aios_broker.contract.reply import ChatResult, EchoResult, Result, decode_re
 from aios_broker.contract.syscall import Syscall, ToolEcho, encode_syscall
 from aios_kernel_api import kernel, large_work, router
 from aios_kernel_api.rest import session, syscall_lists, syscalls
+from aios_kernel_api.room import Room
 from aios_sdk import AsyncAgent
 from tests.api_scene import ServedApi, bearer, serving
 from tests.integration.test_api_process import ADA, token_of
@@ -205,8 +206,16 @@ async def test_all_clients_together_are_bounded_and_the_fullest_goes(
 async def test_the_boxes_of_one_tenant_leave_room_for_others(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Eve, who reads a little late, keeps her box while Ada's many are closed."""
+    """Eve, who reads a little late, keeps her box while Ada's many are closed, and has room."""
     monkeypatch.setattr(router, "MOST_TOGETHER_BYTES", 8 * MIB)
+    free_bytes: list[int] = []
+    add = Room.add
+
+    def noted(room: Room, tenant: str, size_bytes: int) -> None:
+        add(room, tenant, size_bytes)
+        free_bytes.append(room.free_bytes)
+
+    monkeypatch.setattr(Room, "add", noted)
     eve = Owner("globex", "eve")
     async with served_to(redis_url) as (served, client):
         box = served.kernel.router.begin(eve)
@@ -221,6 +230,7 @@ async def test_the_boxes_of_one_tenant_leave_room_for_others(
             await wait_until_async(lambda: "a client of ada" in caplog.text)
         assert "a client of eve" not in caplog.text
         assert not box.is_closed
+        assert min(free_bytes) > 1.5 * MIB  # Ada has half of what Eve left, and a reply or two
         served.kernel.router.end(box)
 
 
