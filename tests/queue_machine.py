@@ -159,7 +159,8 @@ class QueueMachine(WhoMayRun):
         named = data.draw(st.lists(st.sampled_from(IDS), unique=True))
         stale = age > 0
         ranked = [Score(job_id, float(place)) for place, job_id in enumerate(named)]
-        assert self.do(self.order.reorder(self.epoch - age, ranked)) == (not stale)
+        step = self.order.reorder(self.epoch - age, named, scored=ranked)
+        assert self.do(step) == (not stale)
         if not stale:
             first = [job_id for job_id in named if job_id in self.line]
             self.line = first + [job_id for job_id in self.line if job_id not in first]

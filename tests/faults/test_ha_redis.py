@@ -13,7 +13,6 @@ import pytest
 
 from aios_broker.client.session import Limits
 from aios_broker.contract.errors import RedisFull, RedisUnavailable
-from aios_broker.queues.order import Score
 from aios_broker.queues.records import WorkerCard
 from aios_broker.redis.channel import Channel
 from aios_broker.redis.connection import Connection
@@ -88,7 +87,7 @@ async def test_a_leader_of_before_changes_nothing_in_an_emptied_redis(node: Redi
         ids = await user.submit(1, 2)
 
         assert other.epoch > old
-        assert not await user.order.reorder(old, [Score(ids[1], 0.0)])
+        assert not await user.order.reorder(old, [ids[1]])
         assert await user.waiting() == ids
 
 
@@ -100,7 +99,7 @@ async def test_a_leadership_that_ran_out_unnoticed_changes_nothing(node: RedisNo
         await wait_until_async(lambda: past(node, "rq:aios:scheduler"))
 
         assert await user.order.reclaim(epoch) == 0
-        assert not await user.order.reorder(epoch, [Score(ids[1], 0.0)])
+        assert not await user.order.reorder(epoch, [ids[1]])
         assert await user.waiting() == ids[1:]
 
 
@@ -144,7 +143,7 @@ async def test_a_full_redis_refuses_new_work_and_lets_what_runs_end(node: RedisN
         assert (await user.queue.attach(running_id, "", None))[0] == "finished"
         assert [each.job_id for each in await user.claim(1, lease_s=0.001)] == [waiting_id]
         assert await user.control.cancel([doomed], RedisFull("x"), module="tool") == ["done"]
-        assert await user.order.reorder(epoch, [Score(late, 0.0)])
+        assert await user.order.reorder(epoch, [late])
         await wait_until_async(lambda: user.order.reclaim(epoch))
         assert await user.waiting() == [waiting_id, late]
         assert await user.queue.wait_for_work(user.redis, user.queue.keys.queue("tool"))

@@ -37,7 +37,7 @@ from aios_broker.postgres.database import Database
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import LIBRARY, Functions, library_source
 from aios_broker.queues.module_queue import ModuleQueue
-from aios_broker.queues.order import Order, Score
+from aios_broker.queues.order import Order
 from aios_broker.queues.records import JobMetadata, Submission
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.registry import llm_module, tool_module
@@ -178,8 +178,8 @@ async def test_the_lead_passes_from_one_to_the_other(redis_url: str, *, next_fir
             return (await other.order.lead("other", 60.0)).leading
 
         await wait_until_async(takes_over)
-        assert not await one.order.reorder(first, [Score(ids[1], 0.0)])
-        assert await other.order.reorder(first + 1, [Score(ids[1], 0.0)])
+        assert not await one.order.reorder(first, [ids[1]])
+        assert await other.order.reorder(first + 1, [ids[1]])
         assert await one.waiting() == ids[::-1]
 
 

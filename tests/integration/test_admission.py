@@ -20,7 +20,6 @@ from aios_broker.queues.admission import (
     Shortage,
 )
 from aios_broker.queues.module_queue import ClaimRequest
-from aios_broker.queues.order import Score
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import JobMetadata, Lease, SliceUse, Submission
 from tests.examples import SAME_EACH_TIME
@@ -265,7 +264,7 @@ async def test_who_is_owed_is_lent_first_wherever_it_stands(user: QueueUser) -> 
     assert await claim(user) == []
     others = [await submit(user) for _ in range(3)]
     epoch = await user.lead()
-    await user.order.reorder(epoch, [Score(job_id, 1.0) for job_id in (*others, owed)])
+    await user.order.reorder(epoch, [*others, owed])
     assert await claim(user) == [others[0]]
 
     await user.finish(lease)

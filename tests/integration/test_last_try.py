@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from aios_broker.queues.order import Score
 from aios_broker.queues.records import PolicyRow
 from tests.queue_user import QueueUser, queue_user
 
@@ -48,8 +47,7 @@ async def test_what_stands_behind_others_is_left_for_a_claim_of_its_own(user: Qu
     epoch = await user.lead()
     [suspect, first, second, last] = await user.submit(0, 0, 0, 0)
     await lose_workers(user, epoch, MAX_LOSSES - 1)
-    order = [first, second, suspect, last]
-    await user.order.reorder(epoch, [Score(job_id, float(at)) for at, job_id in enumerate(order)])
+    await user.order.reorder(epoch, [first, second, suspect, last])
 
     claims = [[lease.job_id for lease in await user.claim(4)] for _ in range(4)]
 

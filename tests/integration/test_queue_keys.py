@@ -258,7 +258,8 @@ class Scenario:
 
     async def sweep(self) -> None:
         _, ids = await self.order.head(100)
-        await self.order.reorder(self.epoch, [Score(job_id, 1.0) for job_id in reversed(ids)])
+        scored = [Score(job_id, 1.0) for job_id in ids]
+        await self.order.reorder(self.epoch, ids[::-1], scored=scored)
         await self.order.reclaim(self.epoch)
         await self.order.expire(self.epoch)
         await self.order.reconcile(self.epoch)

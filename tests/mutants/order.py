@@ -205,8 +205,8 @@ ORDER_MUTANTS = (
     Mutant(
         "order: scores are kept without their notes",
         "broker/aios_broker/scheduler/ranking.py",
-        "scored=scored, notes=ranked.notes",
-        "scored=scored",
+        "scored=ranked.fresh, notes=ranked.notes",
+        "scored=ranked.fresh",
         MACHINE_TEST,
     ),
     Mutant(
@@ -226,8 +226,8 @@ ORDER_MUTANTS = (
     Mutant(
         "order: a score that was taken comes back",
         "broker/aios_broker/scheduler/ordering.py",
-        "return Score(job_id, None)",
-        "return Score(job_id, self.scores[job_id])",
+        "scored=ranking.fresh,",
+        "scored=[Score(job_id, ranking.scores[job_id]) for job_id in ranking.standing],",
         ORDERING_TEST,
     ),
     Mutant(

@@ -14,7 +14,7 @@ from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Answer, Argument, Connection
 
 NOT_ALLOWED = "NOPERM"  # how a server's refusal of a user begins
-LIBRARY = "aios8"  # the number changes with the arguments: old and new workers call their own
+LIBRARY = "aios9"  # the number changes with the arguments: old and new workers call their own
 # By who calls them, in the order in which they lean on each other.
 STEPS = (
     "shared/lib",

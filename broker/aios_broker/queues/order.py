@@ -54,7 +54,7 @@ class Score(NamedTuple):
     """A job's score, lower goes first, as it is to be kept."""
 
     job_id: str
-    value: float | None  # None: the one that it has, if it has one still, stays
+    value: float
     # The `Waiting.basis` that it was made of. A job that has another by now (its nice value was
     # changed, it was suspended) gets no score: the next look finds it without one. Empty: of none.
     basis: str = ""
@@ -187,9 +187,7 @@ class Order(ModuleSteps):
             The ids that wait and were not found where they were looked for. None: the epoch is
             over, another scheduler leads, nothing was changed.
         """
-        arguments: list[Argument] = [epoch, ends, ends, middle, len(job_ids), 0]
-        for job_id in job_ids:
-            arguments += (job_id, "", "")
+        arguments: list[Argument] = [epoch, ends, ends, middle, len(job_ids), 0, *job_ids]
         answer = await self._call("reorder", arguments)
         return None if answer == 0 else [job_id.decode() for job_id in answer]
 
@@ -262,31 +260,31 @@ class Order(ModuleSteps):
     async def reorder(
         self,
         epoch: int,
-        ranked: Sequence[Score],
+        job_ids: Sequence[str],
         *,
         scored: Sequence[Score] = (),
         ends: tuple[int, int] = (0, 0),
         middle: int = 0,
         notes: Notes = NOTHING,
     ) -> bool:
-        """Put `ranked` ids at the head in this order, with their scores (lower goes first).
+        """Put ids at the head in this order, and keep scores.
 
         Args:
             epoch: Of the caller's leadership.
-            ranked: Ids that no longer wait are left out, those not named keep their order behind.
-            scored: Jobs that wait or run, get their score, and stay where they are.
-            ends: Look for `ranked` only among that many at the head and at the tail of the queue,
+            job_ids: Those that no longer wait are left out; others keep their order behind them.
+            scored: Of jobs that wait or run, named by `job_ids` or not.
+            ends: Look for `job_ids` only among that many at the head and at the tail of the queue,
                 and leave the middle alone; (0, 0): the whole queue, which costs its length.
-            middle: How many of `ranked` may be searched for between the ends, each of which costs
+            middle: How many of `job_ids` may be searched for between the ends, each of which costs
                 its place.
             notes: What is to be kept beside the scores, of a policy that watches.
 
         Returns:
             False: the epoch is over, another scheduler leads, nothing was changed.
         """
-        arguments: list[Argument] = [epoch, *ends, middle, len(ranked), len(scored)]
-        for job_id, value, basis in (*ranked, *scored):
-            arguments += (job_id, "" if value is None else value, basis)
+        arguments: list[Argument] = [epoch, *ends, middle, len(job_ids), len(scored), *job_ids]
+        for score in scored:
+            arguments += score
         arguments += notes.arguments()
         is_over: bool = await self._call("reorder", arguments) == 0
         return not is_over

@@ -45,15 +45,8 @@ class Ranking:
     standing: list[str]  # in the queue's order
     running: list[str]
     scores: dict[str, float] = field(default_factory=dict)  # not of jobs that are gone
-    # By job whose score Redis does not have, what it was made of.
-    fresh: dict[str, str] = field(default_factory=dict)
+    fresh: list[Score] = field(default_factory=list)  # those of them that Redis does not have
     notes: Notes = NOTHING  # what is kept together with these
-
-    def score(self, job_id: str) -> Score:
-        """Return what is to be kept of a job: its score, where Redis has none."""
-        if (basis := self.fresh.get(job_id)) is None:
-            return Score(job_id, None)
-        return Score(job_id, self.scores[job_id], basis)
 
     def misplaced(self, *, head: int | None = None) -> list[str]:
         """Return the ids to put at the head, in order; those behind them stand right already.
@@ -301,7 +294,7 @@ class ModuleOrder:
     async def _score(self, ranking: Ranking, rows: Iterable[Waiting | None], now_ms: int) -> None:
         ranked = await self._ranker.rank(rows, now_ms)
         ranking.scores |= ranked.scores
-        ranking.fresh |= ranked.bases
+        ranking.fresh += ranked.fresh
         ranking.notes += ranked.notes
 
     async def _change(
@@ -315,18 +308,12 @@ class ModuleOrder:
         middle: int,
     ) -> bool:
         """Send what has to change, if anything has."""
-        moved = set(misplaced)
-        rest = [
-            job_id
-            for job_id in (*ranking.standing, *ranking.running)
-            if job_id in ranking.fresh and job_id not in moved
-        ]
-        if not misplaced and not rest:
+        if not misplaced and not ranking.fresh:
             return False
         changed = await order.reorder(
             epoch,
-            [ranking.score(job_id) for job_id in misplaced],
-            scored=[ranking.score(job_id) for job_id in rest],
+            misplaced,
+            scored=ranking.fresh,
             ends=ends,
             middle=middle,
             notes=ranking.notes,

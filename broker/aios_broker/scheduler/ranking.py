@@ -10,8 +10,8 @@ How far each one is gone through is known here alone: a scheduler that takes ove
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.order import Order, Score, Waiting
@@ -33,9 +33,9 @@ class LeadershipLost(Exception):
 class Ranked:
     """Jobs with their scores, and what is to be kept in Redis together with these."""
 
-    scores: dict[str, float]
+    scores: Mapping[str, float]
+    fresh: Sequence[Score] = ()  # the same, with what each was made of
     notes: Notes = NOTHING
-    bases: dict[str, str] = field(default_factory=dict)  # what each score was made of
 
 
 class Ranker:
@@ -54,18 +54,17 @@ class Ranker:
             return Ranked({})
         view = await self._view(jobs)
         ranks = self.policy.rank(view, now_ms)
-        watched = self.policy.needs.watched
-        known = {job.job_id: job.basis for job in jobs}
-        bases = {job_id: known.get(job_id, "") for job_id in ranks.scores}
+        scores, watched = ranks.scores, self.policy.needs.watched
+        fresh = [Score(job.job_id, scores[job.job_id], job.basis) for job in jobs]
         if watched is None:
-            return Ranked(dict(ranks.scores), bases=bases)
+            return Ranked(scores, fresh)
         ranked = tuple((job.job_id, str(subject_of(job, watched))) for job in jobs)
         marks = tuple(
             (who, mark)
             for who, mark in ranks.marks.items()
             if who not in view.accounts or view.accounts[who].mark != mark
         )
-        return Ranked(dict(ranks.scores), Notes(ranked=ranked, marks=marks), bases)
+        return Ranked(scores, fresh, Notes(ranked=ranked, marks=marks))
 
     async def keep(self, epoch: int, ranked: Ranked) -> None:
         """Write scores, and what belongs to them, of jobs that stay where they stand.
@@ -73,8 +72,7 @@ class Ranker:
         Raises:
             LeadershipLost: another scheduler leads.
         """
-        scored = [Score(i, score, ranked.bases[i]) for i, score in ranked.scores.items()]
-        if not await self._order.reorder(epoch, [], scored=scored, notes=ranked.notes):
+        if not await self._order.reorder(epoch, [], scored=ranked.fresh, notes=ranked.notes):
             raise LeadershipLost
 
     async def _view(self, jobs: tuple[Waiting, ...]) -> View:
@@ -148,7 +146,7 @@ class Rescoring:
         # Of those at the head that are of no part it may not be noted yet that they are watched.
         new = tuple(pair for pair in ranked.notes.ranked if pair[0] not in part)
         notes += Notes(ranked=new, marks=ranked.notes.marks)
-        await self._ranker.keep(epoch, Ranked(ranked.scores, notes, ranked.bases))
+        await self._ranker.keep(epoch, Ranked(ranked.scores, ranked.fresh, notes))
         return True
 
     async def _part(self, moved: Mapping[str, int]) -> tuple[dict[str, Waiting | None], Notes]:

@@ -87,7 +87,10 @@ class Turns:
     def num_known(self, job_ids: Sequence[str]) -> int:
         """Return how many of these wait up to the first one that does not."""
         known = self._known
-        return next((at for at, job_id in enumerate(job_ids) if job_id not in known), len(job_ids))
+        for at, job_id in enumerate(job_ids):
+            if job_id not in known:
+                return at
+        return len(job_ids)
 
     @property
     def are_shared(self) -> bool:
@@ -198,20 +201,17 @@ def _take(group: _Group, plans: dict[_Group, _Planned]) -> Turn:
     if group.jobs:
         plan.next_job += 1
         return group.jobs[plan.next_job - 1]
-    start, came, member = _next_member(group, plan)
+    order, place = group.order, plan.next_place
+    # It is the turn of one that had none in this plan, or of one of the others.
+    if place == len(order) or (plan.again and plan.again[0] < order[place]):
+        start, came, member = heapq.heappop(plan.again)
+    else:
+        start, came, member = order[place]
+        plan.next_place += 1
     turn = _take(member, plans)
     if plans[member].left:
         heapq.heappush(plan.again, (start + turn.width, came, member))
     return turn
-
-
-def _next_member(group: _Group, plan: _Planned) -> _Place:
-    """Take the one whose turn it is: of those that had none in this plan, or of the others."""
-    order, place = group.order, plan.next_place
-    if place == len(order) or (plan.again and plan.again[0] < order[place]):
-        return heapq.heappop(plan.again)
-    plan.next_place += 1
-    return order[place]
 
 
 def wanted_at_head(

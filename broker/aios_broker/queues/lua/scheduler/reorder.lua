@@ -1,8 +1,7 @@
--- reorder.lua: put jobs at the head of the run queue, in this order, with their scores.
+-- reorder.lua: put jobs at the head of the run queue, in this order, and keep scores.
 --
--- ARGV  prefix, queue, epoch, head, tail, middle, n, m, then n times: id, score, basis of the jobs to put in
---       order ('': it gets none); m times: id, score, basis of jobs that get their score and stay where they are; then,
---       of a policy that watches (see watch.lua):
+-- ARGV  prefix, queue, epoch, head, tail, middle, n, m, the n ids to put in order, m times: id, score, basis of a
+--       job that waits or runs; then, of a policy that watches (see watch.lua):
 --         'ranked', id, subject    it has a score from now on, by which its subject's use counted
 --         'gone', id, subject      it is no more
 --         'mark', subject, number  what the policy remembers of it
@@ -46,7 +45,7 @@ local function waits(c, id)
 end
 
 local function note_score(c, scores, id, score, basis)
-    if score == '' then return end
+    if call('HEXISTS', c.live, id) == 0 then return end
     if basis ~= '' then
         local f = redis.pcall('HMGET', job_key(c, id), 'aios_nice', 'aios_ready_ms')
         if f.err then return end
@@ -57,7 +56,7 @@ local function note_score(c, scores, id, score, basis)
     scores[#scores + 1] = id
 end
 
-local function put_in_order(c, head, tail, middle, n, scores)
+local function put_in_order(c, head, tail, middle, n)
     if n == 0 then return {} end
     local lost = {}
     local place, named, order, from_tail = {}, {}, {}, {}
@@ -65,7 +64,7 @@ local function put_in_order(c, head, tail, middle, n, scores)
     for _, id in ipairs(last) do place[id] = 'tail' end
     for _, id in ipairs(taken) do place[id] = 'head' end
     for _ = 1, n do
-        local id, score, basis = take(c), take(c), take(c)
+        local id = take(c)
         if not place[id] and middle > 0 then
             middle = middle - 1
             place[id] = call('LREM', c.queue, 1, id) == 1 and 'middle'
@@ -73,7 +72,6 @@ local function put_in_order(c, head, tail, middle, n, scores)
         if place[id] and not named[id] then
             named[id] = true
             order[#order + 1] = id
-            note_score(c, scores, id, score, basis)
             if place[id] == 'tail' then from_tail[#from_tail + 1] = id end
         elseif not place[id] and waits(c, id) then
             lost[#lost + 1] = id
@@ -93,15 +91,13 @@ local KEPT = {
 }
 
 register('reorder', function(c)
-    local epoch, scores = take(c), {}
+    local epoch = take(c)
     if not leads(c, epoch) then return 0 end
     local head, tail, middle, n, m = tonumber(take(c)), tonumber(take(c)), tonumber(take(c)),
         tonumber(take(c)), tonumber(take(c))
-    local lost = put_in_order(c, head, tail, middle, n, scores)
-    for _ = 1, m do
-        local id, score, basis = take(c), take(c), take(c)
-        if call('HEXISTS', c.live, id) == 1 then note_score(c, scores, id, score, basis) end
-    end
+    local lost = put_in_order(c, head, tail, middle, n)
+    local scores = {}
+    for _ = 1, m do note_score(c, scores, take(c), take(c), take(c)) end
     variadic('ZADD', c.scores, scores)
     while c.at <= #c.args do KEPT[take(c)](c, take(c), take(c)) end
     return lost

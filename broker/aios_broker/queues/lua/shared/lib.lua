@@ -2,7 +2,7 @@
 -- call. All keys hang on the prefix (ARGV 1) and share its hash tag, so they lie in the slot of
 -- KEYS[1]; queues/keys.py names the same keys (tests/integration/test_queue_keys.py compares).
 
-local LIB = 'aios8_'
+local LIB = 'aios9_'
 local WIP_SCORE = '4102444800' -- 2100: RQ's own clean-up must never take our jobs for abandoned
 local CHUNK = 1000           -- arguments of one variadic command; Lua unpacks at most about 8,000
 local LOOKAHEAD = 64         -- jobs that are not admitted here that a claim looks past ...
