@@ -3,11 +3,16 @@
     python -m benchmarks.against ../before queues --rounds 5      no-op syscalls (`bench queues`)
     python -m benchmarks.against ../before scale --rounds 1       2,000 agents, 100,000 waiting
     python -m benchmarks.against ../before failover --rounds 2    ten kills of each kind a round
+    python -m benchmarks.against ../before decisions --rounds 60  100,000 waiting, a second a round
     python -m benchmarks.against ../before queues --json out.json
 
 Each round runs the one and the other's own benchmark, each in its own environment (`./aios` has
 made it), in changing order, so that what the machine does meanwhile meets both. A ratio is taken
 within a round; printed are the medians, and the median of the ratios.
+
+What a machine does in the minute of one `scale` moves its decisions by more than a few per cent.
+For `decisions` both queues stand side by side, and a round is 40 ticks of each: this checkout's
+benchmark (`scale/in_turns.py`) with each one's broker.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -29,8 +35,16 @@ from benchmarks.provenance import commit_of, today
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 3600.0  # of one benchmark
 KILLS = 10  # of each kind, in a round of `failover`
+DECISIONS = "decisions"
+IN_TURNS = ROOT / "benchmarks" / "scale" / "in_turns.py"
+POLICIES = ("rr", "priority")  # under fifo nothing is to be decided
+SIZES = (2_000, 100_000)  # agents, and what waits
+TICKS = 40  # of each side in a round of `decisions`
+PATIENCE_S = 300.0  # a side has filled its queue by then
+END_S = 30.0  # and has ended by then
 
 Figures = dict[str, float]
+Sizes = tuple[int, int]
 
 
 def of_queues(report: Mapping[str, Any]) -> Figures:
@@ -95,6 +109,77 @@ def measure(checkout: Path, name: str) -> Figures:
         return read(json.loads(path.read_bytes()))
 
 
+def one_after_the_other(other: Path, name: str, num_rounds: int) -> list[tuple[Figures, Figures]]:
+    """Run a whole benchmark of the one, then of the other, in changing order."""
+    rounds: list[tuple[Figures, Figures]] = []
+    for number in range(num_rounds):
+        checkouts = [ROOT, other]
+        if number % 2:
+            checkouts.reverse()
+        found = {checkout: measure(checkout, name) for checkout in checkouts}
+        rounds.append((found[ROOT], found[other]))
+    return rounds
+
+
+class Side:
+    """A queue of one checkout's broker, decided on when it is told to."""
+
+    def __init__(self, checkout: Path, policy: str, sizes: Sizes) -> None:
+        command = (".aios/venv/bin/python", "-P", str(IN_TURNS), policy, *map(str, sizes))
+        self._policy, self._name = policy, f"the queue of {checkout}"
+        self._process = subprocess.Popen(
+            command,
+            cwd=checkout,
+            env=environment() | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ready(self) -> None:
+        """Wait until the queue stands in the policy's order."""
+        self._hear()
+
+    def ticks(self, count: int) -> Figures:
+        """Let so many ticks pass; return their figures."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.flush()
+        return {f"{self._policy}: {what}": figure for what, figure in self._hear().items()}
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=END_S)
+
+    def _hear(self) -> Figures:
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], PATIENCE_S)[0]:
+            raise SystemExit(f"{self._name} did not answer within {PATIENCE_S:g} s")
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self._name} has ended: see above")
+        figures: Figures = json.loads(line)
+        return figures
+
+
+def decisions_in_turns(
+    other: Path, num_rounds: int, sizes: Sizes = SIZES
+) -> list[tuple[Figures, Figures]]:
+    """Time both brokers' decisions, some ticks of the one and some of the other."""
+    rounds: list[tuple[Figures, Figures]] = [({}, {}) for _ in range(num_rounds)]
+    for policy in POLICIES:
+        sides = [Side(checkout, policy, sizes) for checkout in (ROOT, other)]
+        for side in sides:
+            side.ready()
+        for number, figures in enumerate(rounds):
+            first = number % 2
+            for at in (first, 1 - first):
+                figures[at].update(sides[at].ticks(TICKS))
+        for side in sides:
+            side.close()
+    return rounds
+
+
 def compare(rounds: list[tuple[Figures, Figures]]) -> list[dict[str, Any]]:
     """Return a row per figure that both have: medians, and the median ratio within rounds."""
     rows = []
@@ -118,17 +203,15 @@ def main() -> int:
     """Measure in turns, print a table; figures are costs: a ratio above 1 is slower here."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("other", type=Path, help="the other checkout")
-    parser.add_argument("benchmark", choices=BENCHMARKS)
+    parser.add_argument("benchmark", choices=(*BENCHMARKS, DECISIONS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
-    rounds: list[tuple[Figures, Figures]] = []
-    for number in range(options.rounds):
-        checkouts = [ROOT, options.other.resolve()]
-        if number % 2:
-            checkouts.reverse()
-        found = {checkout: measure(checkout, options.benchmark) for checkout in checkouts}
-        rounds.append((found[ROOT], found[options.other.resolve()]))
+    other = options.other.resolve()
+    if options.benchmark == DECISIONS:
+        rounds = decisions_in_turns(other, options.rounds)
+    else:
+        rounds = one_after_the_other(other, options.benchmark, options.rounds)
     rows = compare(rounds)
     print(
         f"{options.benchmark}, {options.rounds} rounds, {today()}, {os.cpu_count()} processors: "

@@ -15,6 +15,7 @@ from random import Random
 
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.llm import LlmChat, Message
+from aios_broker.contract.names import Owner
 from aios_broker.contract.syscall import Syscall, new_id
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
@@ -30,9 +31,11 @@ from tests.queue_user import submitted
 ARRIVALS = 10  # syscalls that are submitted, and claimed, between two ticks: 500/s at 20 ms
 LEASE_S = 3600.0
 WORKER = "scale"
+TENANTS = 8  # one alone may not fill the queue
 MAX_WAITING = 1_000_000
 SUSPENDED = "rq:suspended"
 REPLY = b'{"kind":"reply"}'
+BENCH = Owner("default", "bench")  # who submits between ticks
 
 
 class Timings:
@@ -92,22 +95,10 @@ class Driver:
 
     async def measure(self, name: str, ticks: int) -> Decisions:
         """Switch to a policy, sweep the queue into its order, then time decisions."""
-        policy = policy_named(name)
-        row = PolicyRow(policy.name, policy.preempt, max_waiting=MAX_WAITING)
-        await self._control.set_policy("llm", row)
-        queue = ModuleOrder(self._order, self._control, policy)
         pieces, began_s = Timings(self._redis_pid), time.perf_counter()
-        for _ in range(2):  # into the policy's order; then whoever takes turns is read
-            goes_on = True
-            while goes_on:
-                pieces.begin()
-                goes_on = await queue.sweep(self._epoch, self._now_ms())
-                pieces.end()
-                await queue.decide(self._epoch, self._now_ms())
+        queue = await self.follow(name, pieces)
         sweep_s = time.perf_counter() - began_s
-        kinds = {kind: Timings(self._redis_pid) for kind in ("decision", "submit", "claim")}
-        for _ in range(ticks):
-            await self._tick(queue, kinds)
+        kinds = await self.ticks(queue, ticks)
         return Decisions(
             ticks=ticks,
             wall=quantiles(kinds["decision"].wall),
@@ -121,9 +112,39 @@ class Driver:
             sweep_pieces=len(pieces.wall),
         )
 
+    async def follow(self, name: str, pieces: Timings) -> ModuleOrder:
+        """Switch to a policy and sweep the queue into its order; return what decides by it."""
+        policy = policy_named(name)
+        row = PolicyRow(policy.name, policy.preempt, max_waiting=MAX_WAITING)
+        await self._control.set_policy("llm", row)
+        queue = ModuleOrder(self._order, self._control, policy)
+        for _ in range(2):  # into the policy's order; then whoever takes turns is read
+            goes_on = True
+            while goes_on:
+                pieces.begin()
+                goes_on = await queue.sweep(self._epoch, self._now_ms())
+                pieces.end()
+                await queue.decide(self._epoch, self._now_ms())
+        return queue
+
+    async def ticks(self, queue: ModuleOrder, count: int) -> dict[str, Timings]:
+        """Let so many ticks pass; return what their decisions, submissions and claims took."""
+        kinds = {kind: Timings(self._redis_pid) for kind in ("decision", "submit", "claim")}
+        for _ in range(count):
+            await self._tick(queue, kinds)
+        return kinds
+
+    async def fill(self, agents: int, waiting: int) -> None:
+        """Let each of so many agents submit its share of what is to wait."""
+        row = PolicyRow(max_waiting=MAX_WAITING)
+        await self._control.set_policy("llm", row)
+        for number in range(agents):
+            owner = Owner(f"tenant-{number % TENANTS}", f"agent-{number}")
+            await submitted(self._queue, [self._job(owner) for _ in range(waiting // agents)])
+
     async def _tick(self, queue: ModuleOrder, kinds: dict[str, Timings]) -> None:
         """Let some come and some go, then decide. What was claimed ends, outside the timing."""
-        jobs = [self._job() for _ in range(ARRIVALS)]
+        jobs = [self._job(BENCH) for _ in range(ARRIVALS)]
         kinds["submit"].begin()
         await submitted(self._queue, jobs)
         kinds["submit"].end()
@@ -136,11 +157,12 @@ class Driver:
         endings = [Ending(lease, "finished", REPLY, 0.001) for lease in leases]
         await self._queue.finish(WORKER, endings, ClaimRequest(0, LEASE_S))
 
-    def _job(self) -> Submission:
+    def _job(self, owner: Owner) -> Submission:
         nice = self._chance.randint(0, 19)
         syscall = Syscall(
             id=new_id(),
-            agent="bench",
+            agent=owner.agent,
+            tenant=owner.tenant,
             nice=nice,
             body=LlmChat(messages=(Message("user", "Hello"),)),
         )

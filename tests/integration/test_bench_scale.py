@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from benchmarks.against import ROOT, compare, decisions_in_turns
 from benchmarks.scale.report import MEBIBYTE
 from benchmarks.scale.run import Figures, measure
 
@@ -29,3 +30,14 @@ def test_decisions_memory_and_idle_cost_are_measured() -> None:
     assert len(figures.budgets) == 3
     assert msgspec.json.decode(msgspec.json.encode(figures), type=Figures) == figures
     assert len(said) >= 5
+
+
+@pytest.mark.slow
+def test_two_checkouts_decide_in_turns() -> None:
+    rounds = decisions_in_turns(ROOT, 2, sizes=(4, 1200))
+    rows = {row["what"]: row for row in compare(rounds)}
+    assert len(rows) == 10  # five of each policy
+    for row in rows.values():
+        assert row["here"] > 0
+        assert row["there"] > 0
+        assert len(row["ratios"]) == 2
