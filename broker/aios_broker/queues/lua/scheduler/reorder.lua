@@ -48,9 +48,8 @@ local function note_score(c, scores, id, score, basis)
     if call('HEXISTS', c.live, id) == 0 then return end
     if basis ~= '' then
         local f = redis.pcall('HMGET', job_key(c, id), 'aios_nice', 'aios_ready_ms')
-        if f.err then return end
-        local since = f[2] or string.match(basis, '%d*$') -- a stock tool's job has none until it is adopted
-        if (f[1] or '') .. ' ' .. since ~= basis then return end
+        if f.err or not f[2] then return end -- a stock tool has deleted it
+        if (f[1] or '') .. ' ' .. f[2] ~= basis then return end
     end
     scores[#scores + 1] = score
     scores[#scores + 1] = id
