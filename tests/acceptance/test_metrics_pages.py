@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import re
 import socket
 import sys
-import urllib.error
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,7 +45,8 @@ def pages(first: int) -> Samples:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as answer:
                 text = answer.read().decode()
-        except (urllib.error.URLError, OSError):
+        # Where nobody listens yet, a connection may come out at its own other end.
+        except (OSError, http.client.HTTPException):
             continue
         for family in text_string_to_metric_families(text):
             for sample in family.samples:

@@ -89,6 +89,7 @@ MUTANTS = (
 )
 
 WORKERS = 2
+TESTS_FAILED = 1  # pytest's exit code; below 0: a signal has ended it
 TIMEOUT_S = 200.0  # a test that hangs has noticed, too
 SLOWER = 3.0  # so many times as long as unbroken a test may take, on a machine that is busy
 UNBROKEN_TIMEOUT_S = 900.0
@@ -167,11 +168,14 @@ def judge(mutant: Mutant, folder: Path, timeout_s: float) -> str:
 
 
 def is_noticed(mutant: Mutant, root: Path, seed: int, timeout_s: float) -> bool:
-    """Return whether the mutant's test fails, or hangs, with these examples."""
+    """Return whether the mutant's test fails, dies, or hangs, with these examples."""
     try:
-        return run_tests(mutant.test, root, seed, timeout_s=timeout_s).returncode == 1
+        done = run_tests(mutant.test, root, seed, timeout_s=timeout_s)
     except subprocess.TimeoutExpired:
         return True
+    if done.returncode > TESTS_FAILED:  # neither passed nor failed: what it is must be looked at
+        print(f"{mutant.name}: pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.returncode == TESTS_FAILED or done.returncode < 0
 
 
 def draws_examples(test: str) -> bool:

@@ -30,6 +30,14 @@ from odd.number import NUMBER
 def test_number():
     assert NUMBER != 3
 """
+DYING = """
+import os
+from odd.number import NUMBER
+
+def test_number():
+    if NUMBER == 2:
+        os.kill(os.getpid(), 9)
+"""
 
 
 @pytest.mark.timeout(120)  # up to four runs of pytest
@@ -38,8 +46,9 @@ def test_number():
     [
         (RARE, "killed late"),
         (DIRECTED, "SURVIVED"),
+        (DYING, "killed"),
     ],
-    ids=["random", "directed"],
+    ids=["random", "directed", "dying"],
 )
 def test_what_survives_random_examples_is_judged_by_others(
     tmp_path: Path, test: str, verdict: str
