@@ -110,7 +110,15 @@ def in_redis(kernel: EmbeddedKernel, tokens: list[str]) -> list[str]:
 
 def in_files(folder: Path, tokens: list[str]) -> list[Path]:
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return [path for path in files if any(token.encode() in path.read_bytes() for token in tokens)]
+    return [path for path in files if any(token.encode() in content(path) for token in tokens)]
+
+
+def content(path: Path) -> bytes:
+    """Return what is in a file; nothing where a server has replaced it since it was listed."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def in_postgres(kernel: EmbeddedKernel, tokens: list[str]) -> list[str]:

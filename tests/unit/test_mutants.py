@@ -38,6 +38,17 @@ def test_number():
     if NUMBER == 2:
         os.kill(os.getpid(), 9)
 """
+UNSHOWABLE = """
+import ast
+from odd.number import NUMBER
+
+def test_number():
+    def parse(*_, **__):
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    ast.parse = parse
+    assert NUMBER != 2
+"""
 
 
 @pytest.mark.timeout(120)  # up to four runs of pytest
@@ -47,8 +58,9 @@ def test_number():
         (RARE, "killed late"),
         (DIRECTED, "SURVIVED"),
         (DYING, "killed"),
+        (UNSHOWABLE, "killed"),
     ],
-    ids=["random", "directed", "dying"],
+    ids=["random", "directed", "dying", "unshowable"],
 )
 def test_what_survives_random_examples_is_judged_by_others(
     tmp_path: Path, test: str, verdict: str
