@@ -5,6 +5,7 @@ import itertools
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from aios_local.embedded.postgres import SUPERUSER, USER, PostgresServer
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
 from tests.queue_user import QueueUser, queue_user
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from tests.state_scene import StateScene
 
 TEMPLATE_DATABASE = "aios"
+DAY_S, NEAR_S = 86_400, 30
 _clone_numbers = itertools.count()
 
 
@@ -179,6 +182,12 @@ async def scene(redis_url: str, database_url: str) -> AsyncIterator["StateScene"
 
     async with state_scene(redis_url, database_url) as opened:
         yield opened
+
+
+@pytest.fixture
+def far_from_midnight() -> None:
+    """Begin after midnight (UTC) where it is near: a budget of a day ends with it."""
+    wait_until(lambda: time.time() % DAY_S < DAY_S - NEAR_S, 2 * NEAR_S)
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ CENT = 10_000_000  # nano-units of a dollar
 CORES = ("paid", "free")
 DAY_S = 86_400.0
 
+pytestmark = pytest.mark.usefixtures("far_from_midnight")
+
 
 @pytest.fixture
 async def cores(user: QueueUser) -> QueueUser:

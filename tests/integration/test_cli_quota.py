@@ -175,6 +175,7 @@ def test_a_budget_is_in_the_cores_currency(environ: dict[str, str], redis_url: s
     assert row["budget_per_day"] == {"nano": 250 * CENT, "currency": "USD"}
 
 
+@pytest.mark.usefixtures("far_from_midnight")
 def test_cost_is_shown_by_core_and_day_and_survives_redis(
     environ: dict[str, str], redis_url: str, database_url: str
 ) -> None:

@@ -73,11 +73,13 @@ async def test_counters_ledger_and_syscalls_say_the_same(
 async def test_usage_is_added_up_and_never_twice(user: QueueUser, database: Database) -> None:
     ledger, history = Ledger(database), UsageHistory(database)
     entry = ("q", "llm", "u", ADA_AND_BOB)
-    for _ in range(3):
-        await user.redis.execute("XADD", user.keys.journal, "*", *entry)
+    began = datetime.now(UTC)
+    for seq in range(3):  # all within one hour, however late in it this runs
+        at = f"{began.timestamp() * 1000:.0f}-{seq}"
+        await user.redis.execute("XADD", user.keys.journal, at, *entry)
         await ledger.drain(user.redis)
     await ledger.drain(user.redis)
-    rows = await history.since(datetime.now(UTC) - timedelta(hours=1))
+    rows = await history.since(began - timedelta(hours=1))
     assert total(rows) == (18, 24, 303, 3, 3)
     assert {(row.agent, row.core, row.currency) for row in rows} == {
         ("ada", "qwen", "USD"),
@@ -87,7 +89,7 @@ async def test_usage_is_added_up_and_never_twice(user: QueueUser, database: Data
         ("ada", 6, 2700),
         ("bob", 0, 0),
     }
-    assert await history.since(datetime.now(UTC) + timedelta(hours=1)) == []
+    assert await history.since(began + timedelta(hours=1)) == []
 
 
 async def test_every_change_of_a_quota_is_kept(user: QueueUser, database: Database) -> None:

@@ -333,6 +333,7 @@ def test_a_stream_of_nothing_or_too_much_is_refused(api: ApiScene, query: str) -
         assert client.get(f"/parts?{query}").status_code in (400, 404)
 
 
+@pytest.mark.usefixtures("far_from_midnight")
 def test_a_budget_is_shown_as_far_as_it_is_used(api: ApiScene) -> None:
     token = api.token("page-budget")
     spent = Spent(
