@@ -1,10 +1,11 @@
 """One background thread with an event loop of its own: where a synchronous agent lives."""
 
 import asyncio
-import concurrent.futures
+import contextlib
+import queue
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from aios_broker.client.pending import forks, require_same_process
 from aios_broker.contract.errors import Cancelled, KernelError
@@ -49,18 +50,22 @@ class LoopThread:
         if self._fork != forks.count:  # no thread of the parent lives here; its lock may be held
             work.close()
         require_same_process(self._fork)
-        with self._scheduling:  # what is scheduled before the stop is at least cancelled by it
-            if self._loop is None:
-                work.close()
-                raise KernelError("the agent is not open", remedy="use it inside its `with` block")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        waiting, loop = _Waiting(work), self._loop
         try:
-            return future.result()
-        except concurrent.futures.CancelledError as error:
-            raise Cancelled("the agent was closed meanwhile") from error
+            with self._scheduling:  # what is scheduled before the stop is at least cancelled by it
+                if (loop := self._loop) is None:
+                    work.close()
+                    raise KernelError(
+                        "the agent is not open", remedy="use it inside its `with` block"
+                    )
+                loop.call_soon_threadsafe(waiting.begin)
+            task = waiting.ended.get()
         except BaseException:
-            future.cancel()
+            waiting.leave_soon(loop)
             raise
+        if task.cancelled():
+            raise Cancelled("the agent was closed meanwhile")
+        return task.result()
 
     def call(self, step: Callable[[], Answer]) -> Answer:
         """Call a function there."""
@@ -107,3 +112,37 @@ class LoopThread:
             loop = self._loop = runner.get_loop()
             loop.call_soon(started.set)
             loop.run_forever()
+
+
+class _Waiting(Generic[Answer]):
+    """A coroutine of the loop's, and a thread that waits for it: until it leaves, by Ctrl-C say.
+
+    Without a lock that Python code holds: a Ctrl-C that comes as one is taken would keep it taken.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, Answer]) -> None:
+        self._work = work
+        self._task: asyncio.Task[Answer] | None = None
+        self.ended: queue.SimpleQueue[asyncio.Task[Answer]] = queue.SimpleQueue()
+
+    def begin(self) -> None:
+        """Run it, in the loop."""
+        self._task = asyncio.get_running_loop().create_task(self._work)
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[Answer]) -> None:
+        if not task.cancelled():
+            task.exception()  # who has left does not ask for it, and nobody is to be warned
+        self.ended.put(task)
+
+    def leave_soon(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Have it cancelled, from the thread that waited: it has begun by then, or never does."""
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed: what ran there was cancelled
+                loop.call_soon_threadsafe(self._leave)
+
+    def _leave(self) -> None:
+        if self._task is None:
+            self._work.close()
+        else:
+            self._task.cancel()

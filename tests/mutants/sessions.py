@@ -4,12 +4,15 @@ from tests.mutants.catalogue import Mutant
 
 BOUNDS_TEST = "tests/integration/test_api_bounds.py"
 EVENTS_TEST = "tests/integration/test_api_events.py"
+CLIENT_TEST = "tests/integration/test_http_client.py"
 HTTP_TEST = "tests/integration/test_http_transport.py"
 SESSION_TEST = "tests/unit/test_client_session.py"
 PENDING_TEST = "tests/unit/test_client_pending.py"
 EMIT = "broker/aios_broker/queues/lua/worker/emit.lua"
 EVENTS = "kernel_api/aios_kernel_api/events.py"
 ROUTER = "kernel_api/aios_kernel_api/router.py"
+THREAD = "sdk/aios_sdk/loop_thread.py"
+THREAD_TEST = "tests/unit/test_loop_thread.py"
 SESSION = "kernel_api/aios_kernel_api/rest/session.py"
 
 SESSION_MUTANTS = (
@@ -103,5 +106,33 @@ SESSION_MUTANTS = (
         "box is not None and box.owner == owner",
         "box is not None",
         HTTP_TEST,
+    ),
+    Mutant(
+        "what a thread leaves that has begun goes on",
+        THREAD,
+        "            self._task.cancel()",
+        "            pass",
+        THREAD_TEST,
+    ),
+    Mutant(
+        "a Ctrl-C while a call is being handed over leaves it",
+        THREAD,
+        "            waiting.leave_soon(loop)\n",
+        "            if waiting._task is not None:\n                waiting.leave_soon(loop)\n",
+        THREAD_TEST,
+    ),
+    Mutant(
+        "a connection that is lost at once is a fault of ours",
+        "broker/aios_broker/http_client.py",
+        "if error.name != _ASKED_OF_A_SOCKET:",
+        "if True:",
+        CLIENT_TEST,
+    ),
+    Mutant(
+        "a fault of ours is a connection that is lost",
+        "broker/aios_broker/http_client.py",
+        "if error.name != _ASKED_OF_A_SOCKET:",
+        "if False:",
+        CLIENT_TEST,
     ),
 )

@@ -33,6 +33,7 @@ from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.reply import Heard
 from aios_broker.contract.syscall import Syscall, encode_syscall
 from aios_broker.contract.urls import without_password
+from aios_broker.http_client import HttpClient
 
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 15.0
@@ -70,7 +71,7 @@ class HttpTransport:
         try:
             if not urlsplit(self._url).hostname or urlsplit(self._url).port == 0:
                 raise ValueError("it names no server")
-            self._http = httpx.AsyncClient(
+            self._http = HttpClient(
                 base_url=self._url,
                 headers=headers,
                 timeout=httpx.Timeout(REQUEST_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, pool=None),

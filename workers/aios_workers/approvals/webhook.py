@@ -24,6 +24,7 @@ import msgspec
 from aios_broker.access.requests import in_turns, one_approval
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import InvalidConfig
+from aios_broker.http_client import HttpClient
 from aios_broker.postgres.store import Store
 from aios_workers.addresses import is_public
 
@@ -147,7 +148,7 @@ class WebhookSender:
         waiting = await self._untold()
         told: list[str] = []
         limit = asyncio.Semaphore(AT_ONCE)
-        async with httpx.AsyncClient(
+        async with HttpClient(
             timeout=POST_LIMIT_S, follow_redirects=False, trust_env=False
         ) as client:
 

@@ -20,6 +20,7 @@ from aios_broker.contract.errors import (
     CoreKeyRefused,
     UnsupportedOption,
 )
+from aios_broker.http_client import HttpClient
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 MAX_BODY_BYTES = 64 * 1024 * 1024  # of an answer that is no stream
@@ -50,7 +51,7 @@ class Client:
         self._core = core
         self._limits = limits
         headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
-        self._http = httpx.AsyncClient(
+        self._http = HttpClient(
             base_url=url.rstrip("/") + "/",
             headers=headers,
             timeout=httpx.Timeout(limits.first_event_s, connect=limits.connect_s),

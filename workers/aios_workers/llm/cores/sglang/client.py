@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.errors import CoreError, InvalidConfig
+from aios_broker.http_client import HttpClient
 from aios_workers.llm.core import Embeddings, unit_vector
 
 DATA = b"data:"
@@ -118,7 +119,7 @@ class EngineClient:
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
-            self._http = httpx.AsyncClient(
+            self._http = HttpClient(
                 base_url=self.url,
                 headers=headers,
                 # Streams have their own limits, by the kind of silence.
