@@ -89,7 +89,7 @@ def test_stopping_ends_the_waiting(thread: LoopThread) -> None:
 
     async def work() -> None:
         began.set()
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()
 
     def stop() -> None:
         began.wait(10)
