@@ -8,7 +8,8 @@ from typing import Any, TypeVar, overload
 Found = TypeVar("Found")
 
 POLL_S = 0.01
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
+AT_ONCE_S = 8.0  # what does not wait ends by then on any machine; else it would take longer
 
 
 def wait_until(condition: Callable[[], Found], timeout_s: float = TIMEOUT_S) -> Found:

@@ -24,7 +24,7 @@ from tests.queue_user import QueueUser, queue_user
 from tests.redis_nodes import RedisNode, running
 from tests.scheduler_scene import scheduler
 from tests.session_user import sent
-from tests.waiting import wait_until_async
+from tests.waiting import AT_ONCE_S, wait_until_async
 
 HEARD_S = 30.0
 LEADERSHIP_S = 2.0  # the lease of a scheduler, unless set
@@ -211,7 +211,7 @@ async def test_a_hanging_redis_is_told_within_each_time_limit(node: RedisNode) -
             began_s = time.monotonic()
             with pytest.raises(RedisUnavailable, match="did not answer"):
                 await connection.execute("PING")
-            assert time.monotonic() - began_s < 5.0
+            assert time.monotonic() - began_s < AT_ONCE_S
             pending = sent(session, echo("waits"))
             await session.aclose()  # within its limit, whatever hangs
             assert pending.reply is not None

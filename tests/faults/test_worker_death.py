@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import replace
+from contextlib import aclosing
 
 import msgspec
 import pytest
@@ -25,9 +26,10 @@ CONFIG = SimulatedCoreConfig(slots=2, context_tokens=2048, end_probability=0.0)
 PROCESS = {
     "aios_llm_slots": 2,
     "aios_simulated_core_end_probability": 0,
-    "aios_simulated_core_decode_tokens_per_s": 100,
+    "aios_simulated_core_decode_tokens_per_s": 40,  # 3 s: what is killed is at it
     "aios_worker_lease_s": 1.0,
 }
+BEGUN_TOKENS = 50  # several slices: it has a snapshot
 BODIES = [chat(f"Story {n}", max_tokens=120, temperature=0.7, seed=n) for n in range(2)]
 
 
@@ -132,7 +134,7 @@ async def test_a_generation_ends_while_redis_is_away_and_is_delivered_when_it_is
     caller: Caller, redis_server: RunningRedis
 ) -> None:
     [expected, _] = await undisturbed(caller)
-    core = SimulatedCore(replace(CONFIG, decode_tokens_per_s=400.0))
+    core = Held(CONFIG)
     async with running_worker(caller.url, "llm", await llm_module(core), Limits(30.0, 5.0)):
         body = msgspec.structs.replace(BODIES[0], stream=True)
         [syscall_id] = await caller.submit(body)
@@ -141,6 +143,7 @@ async def test_a_generation_ends_while_redis_is_away_and_is_delivered_when_it_is
 
         with redis_away(redis_server):
             assert core.resident_tokens > 0
+            core.go_on.set()
             await wait_until_async(lambda: core.resident_tokens == 0)
 
         reply = await caller.hear(syscall_id)
@@ -150,6 +153,23 @@ async def test_a_generation_ends_while_redis_is_away_and_is_delivered_when_it_is
     for chunk in caller.chunks[syscall_id]:
         assert chunk.offset <= offset, "a gap"
         offset = chunk.offset + len(chunk.text)
+
+
+class Held(SimulatedCore):
+    """A core that begins a generation, and ends it when it may go on."""
+
+    def __init__(self, config: SimulatedCoreConfig) -> None:
+        super().__init__(config)
+        self.go_on = asyncio.Event()
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
+        tokens = 0
+        async with aclosing(super().generate(request)) as steps:
+            async for step in steps:
+                yield step
+                tokens += step.token_count
+                if tokens >= BEGUN_TOKENS:
+                    await self.go_on.wait()
 
 
 class Counting(SimulatedCore):

@@ -18,6 +18,7 @@ import pytest
 from aios_broker.contract.exec import ExecList, ExecSessions
 from tests.caller import Caller
 from tests.tool_scene import ToolScene, answer
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(240)
 SOON_S = 60.0  # each process starts a Python, maybe beside others
@@ -101,6 +102,28 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         os.write(self._file, keys)
 
+    def interrupt(self) -> None:
+        """Type Ctrl-C, no sooner than a person could: when the command waits.
+
+        Between showing a prompt and waiting for a key Python's `input` keeps a signal until a key
+        comes; on a busy machine a test that is woken up by the prompt is faster than that.
+        """
+        seen = ""
+
+        def rests() -> bool:
+            nonlocal seen
+            before, seen = seen, self._turns()
+            return seen == before and "S" in before
+
+        wait_until(rests, SOON_S)
+        self.type(CTRL_C)
+
+    def _turns(self) -> str:
+        """Return the state of its main thread, and how often that has changed."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        said = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        return f"{said['State'][0]} {said['voluntary_ctxt_switches']}"
+
     def sees(self, words: str) -> None:
         """Wait until something new is shown."""
         until_s = time.monotonic() + SOON_S
@@ -148,12 +171,12 @@ async def test_ctrl_c_interrupts_the_run_and_ctrl_d_closes_the_session(
             person.sees(">>> ")
             person.type(b"print('be' + 'gun'); time.sleep(600)\n")
             person.sees("begun")  # what is printed comes while it runs
-            person.type(CTRL_C)
+            person.interrupt()
             person.sees("KeyboardInterrupt")
             person.sees(">>> ")
             person.type(b"def f(\n")
             person.sees("... ")
-            person.type(CTRL_C)  # drops the line
+            person.interrupt()  # drops the line
             person.sees(">>> ")
             person.type(b"kept * 7\n")
             person.sees("42")
@@ -175,9 +198,9 @@ async def test_a_second_ctrl_c_ends_the_waiting(caller: Caller, tmp_path: Path) 
             person.sees("... ")
             person.type(b"    print('be' + 'gun'); time.sleep(600)\n\n")
             person.sees("begun")
-            person.type(CTRL_C)
+            person.interrupt()
             person.sees("deaf")
-            person.type(CTRL_C)
+            person.interrupt()
             person.sees("cancelled")
             person.sees(">>> ")
             person.type(b"1\n")

@@ -18,7 +18,7 @@ from tests.conftest import RunningPostgres, RunningRedis
 from tests.queue_user import QueueUser
 from tests.scheduler_process import SchedulerProcess
 from tests.scheduler_scene import scheduler
-from tests.waiting import wait_until, wait_until_async
+from tests.waiting import AT_ONCE_S, wait_until, wait_until_async
 
 
 async def policy_of(user: QueueUser) -> str:
@@ -247,7 +247,7 @@ def test_sigterm_ends_it_well_and_gives_up_the_lead(redis_url: str, tmp_path: Pa
         wait_until(lambda: "leads" in first.log)
         with SchedulerProcess(redis_url, tmp_path / "other", aios_scheduler_lease_s=1) as second:
             assert first.stop() == 0
-            wait_until(lambda: "leads, epoch 2" in second.log, timeout_s=3.0)
+            wait_until(lambda: "leads, epoch 2" in second.log, timeout_s=AT_ONCE_S)
 
 
 def test_a_wrong_setting_ends_it_at_once_by_name(redis_url: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.busy_kernel import LLM, Busy, busy_kernel, run_tool
 from tests.caller import chat
 from tests.waiting import wait_until_async
 
-WITHIN_S = 6.0  # from the change to the reply
+WITHIN_S = 15.0  # from the change to the reply, on a machine that others use
 REMOVED = "it was removed from the queue by a stock RQ tool"
 
 Change = Callable[[Busy, str], None]

@@ -31,7 +31,7 @@ from tests.queue_user import submitted
 from tests.scheduler_process import SchedulerProcess
 from tests.waiting import wait_until_async
 
-LEASE_S = 1.0
+LEASE_S = 2.5  # renewed in time also where a machine stands still for a second
 SLOW = {
     "AIOS_LLM_CORE": "simulated",
     "AIOS_SIMULATED_CORE_END_PROBABILITY": "0",
@@ -97,7 +97,7 @@ async def claims(caller: Listener) -> Counter[str]:
 async def test_a_long_job_of_a_stock_worker_is_not_run_a_second_time(
     caller: Listener, scheduler: SchedulerProcess
 ) -> None:
-    [syscall_id] = await caller.submit(chat("a story", max_tokens=80))  # 4 s: 4 leases
+    [syscall_id] = await caller.submit(chat("a story", max_tokens=120))  # 6 s: more than two leases
 
     async with stock_worker(caller.url, "llm", SLOW):
         await wait_until_async(lambda: caller.connection.execute("ZCARD", "rq:aios:leases:llm"))
@@ -105,7 +105,7 @@ async def test_a_long_job_of_a_stock_worker_is_not_run_a_second_time(
             reply = await caller.hear(syscall_id)
             await at_rest(caller)
 
-    assert len(chat_result(reply).output_ids) == 80
+    assert len(chat_result(reply).output_ids) == 120
     assert reply.timings.attempts == 1
     assert ".rq" in reply.worker
     assert await claims(caller) == {syscall_id: 1}

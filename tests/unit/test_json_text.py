@@ -6,7 +6,9 @@ import contextlib
 import json
 import math
 import re
-import time
+import sys
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -240,19 +242,35 @@ def test_values_are_counted_wherever_they_are_and_nowhere_else(value: object, mo
 BYTES = 4 * 1024 * 1024
 
 
+def lines_run(ask: Callable[[], object]) -> int:
+    """Return how many lines of ours run: a cost that neither machine nor load changes."""
+    count = 0
+
+    def follow(frame: FrameType, event: str, _argument: object) -> Callable[..., Any] | None:
+        nonlocal count
+        if "aios_broker" not in frame.f_code.co_filename:
+            return None  # what a test's library does as garbage is collected
+        count += event == "line"
+        return follow
+
+    before = sys.gettrace()
+    sys.settrace(follow)
+    try:
+        ask()
+    finally:
+        sys.settrace(before)
+    return count
+
+
 @pytest.mark.parametrize(
     "part",
     [b"[],", b'"",', b'{"":0},', b'"\\\\",', b"1,", b'"', b"[", b'{"a":{"b":[]}},', b"\\", b","],
 )
 @pytest.mark.timeout(10)
 def test_what_would_take_long_to_read_is_refused_at_once(part: bytes) -> None:
-    """Whoever serves others reads it in its one loop. Processor time: load does not count."""
+    """Whoever serves others reads it in its one loop: in a few passes in C, whatever it is."""
     data = b"[" + part * (BYTES // len(part)) + b"0]"
-    began = time.process_time()
-    for _ in range(3):
-        if not has_more_values(data, MAX_VALUES):
-            is_nested_deeper(data, 128)
-    assert (time.process_time() - began) / 3 < 0.2
+    assert lines_run(lambda: has_more_values(data, MAX_VALUES) or is_nested_deeper(data, 128)) < 100
 
 
 @pytest.mark.parametrize(
@@ -266,10 +284,11 @@ def test_what_would_take_long_to_read_is_refused_at_once(part: bytes) -> None:
 )
 @pytest.mark.timeout(20)
 def test_what_is_allowed_is_read_in_little_time(data: bytes) -> None:
-    """As `test_what_would_take_long_to_read_is_refused_at_once`: a key took 0.5 microseconds."""
-    began = time.process_time()
-    for _ in range(3):
-        value = read_once_each(data)
+    values: list[object] = []
+    assert lines_run(lambda: values.append(read_once_each(data))) < 100
+
+    def look() -> None:
         with contextlib.suppress(InvalidSyscall):
-            refuse_nul(value)
-    assert (time.process_time() - began) / 3 < 0.1
+            refuse_nul(values[0])
+
+    assert lines_run(look) < 10 * MAX_VALUES
