@@ -232,7 +232,7 @@ class Agent(Trees[Synchronous]):
         try:
             self._thread.run(self._agent.open())
         except BaseException:
-            self._thread.stop()
+            self.close()  # a Ctrl-C may come when it is open, and nobody has it yet
             raise
         return self
 

@@ -217,6 +217,33 @@ async def test_leaving_while_redis_is_away_takes_no_longer_than_its_limit(
         redis_server.process.start()
 
 
+@pytest.mark.parametrize("turns", range(1, 8))
+async def test_leaving_closes_all_however_often_it_is_cancelled(redis_url: str, turns: int) -> None:
+    """A caller cancels its task, and a loop that ends what is left: also what is leaving then."""
+    entered = asyncio.Event()
+
+    async def enter_and_stay() -> None:
+        async with AsyncAgent("leaver", url=redis_url) as me:
+            await me.tool.echo.start("never answered").accepted()
+            entered.set()
+            await asyncio.get_running_loop().create_future()
+
+    staying = asyncio.create_task(enter_and_stay())
+    await entered.wait()
+    with redis.Redis.from_url(redis_url) as watcher:
+
+        def connections() -> list[str]:
+            names = [client["name"] for client in watcher.client_list()]
+            return [name for name in names if name.endswith("leaver")]
+
+        assert len(connections()) == 2
+        while not staying.done():
+            staying.cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        await wait_until_async(lambda: connections() == [])
+
+
 async def test_garbage_in_the_reply_list_harms_nobody(redis_url: str) -> None:
     async with session_of(redis_url) as session:
         pending = sent(session, echo("fine"))

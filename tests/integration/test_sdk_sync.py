@@ -4,14 +4,16 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import redis
 
 from aios_sdk import (
     Agent,
+    AsyncAgent,
     Cancelled,
     ChatResult,
     EchoResult,
@@ -25,7 +27,7 @@ from aios_sdk import (
     UnknownCore,
     WaitTimeout,
 )
-from aios_sdk.loop_thread import LoopThread
+from aios_sdk.loop_thread import Answer, LoopThread
 from tests.doors import Door
 from tests.tiny_worker import MODEL, TinyWorker
 from tests.waiting import wait_until
@@ -160,3 +162,24 @@ def test_an_interrupt_cancels_the_syscall(me: Agent, redis_url: str) -> None:
             me.tool.echo("nobody answers")
         other.join()
         wait_until(lambda: client.llen("rq:queue:tool") == 0)
+
+
+class InterruptedThread(LoopThread):
+    """Ctrl-C comes when what was asked for is there, and nobody has it yet."""
+
+    def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        answer = super().run(work)
+        if isinstance(answer, AsyncAgent):
+            raise KeyboardInterrupt
+        return answer
+
+
+def test_an_interrupt_as_it_opens_leaves_no_connection(redis_url: str) -> None:
+    agent = Agent("opener", url=redis_url)
+    agent._bind(agent._agent, InterruptedThread())
+    with pytest.raises(KeyboardInterrupt):
+        agent.open()
+    with redis.Redis.from_url(redis_url) as watcher:
+        wait_until(lambda: not any("opener" in one["name"] for one in watcher.client_list()))
+    with pytest.raises(KernelError, match="not open"):
+        agent.tool.echo("anybody there?")

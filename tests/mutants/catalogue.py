@@ -22,6 +22,7 @@ ARRANGEMENT_TEST = "tests/unit/test_arrangement.py"
 SILENCE_TEST = "tests/unit/test_client_silence.py"
 CLIENT_FAULTS_TEST = "tests/integration/test_client_faults.py"
 SDK_FAULTS_TEST = "tests/integration/test_sdk_faults.py"
+SDK_SYNC_TEST = "tests/integration/test_sdk_sync.py"
 ASKING_TEST = "tests/unit/test_asking.py"
 
 
@@ -388,6 +389,20 @@ MUTANTS = (
         ", longest_s)",
         ", 2 * longest_s)",
         SILENCE_TEST,
+    ),
+    Mutant(
+        "who is cancelled again as it leaves keeps its connections",
+        "broker/aios_broker/client/session.py",
+        "            finally:  # whoever",
+        "            except KeyError:\n                pass\n            if True:  # whoever",
+        SDK_FAULTS_TEST,
+    ),
+    Mutant(
+        "an interrupt as it opens leaves its connections",
+        "sdk/aios_sdk/agent.py",
+        "self.close()  # a Ctrl-C",
+        "self._thread.stop()  # a Ctrl-C",
+        SDK_SYNC_TEST,
     ),
     Mutant(
         "one that is forgotten says nothing of the others",

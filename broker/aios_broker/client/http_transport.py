@@ -249,9 +249,11 @@ class HttpTransport:
         self._is_closed = True
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._leave()
-        await self._http.aclose()
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._leave()
+        finally:
+            await self._http.aclose()
 
     # What stands behind them.
 

@@ -200,8 +200,10 @@ class RedisTransport:
 
     async def aclose(self) -> None:
         """Close both connections."""
-        await self._replies.aclose()
-        await self._connection.aclose()
+        try:
+            await self._replies.aclose()
+        finally:
+            await self._connection.aclose()
 
 
 async def _streamed(queue: ModuleQueue, syscall_id: str, heard: Heard) -> tuple[Chunk, ...]:

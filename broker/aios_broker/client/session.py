@@ -250,8 +250,10 @@ class Session:
             self._end_all(self._all(), reason)
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._transport.aclose()
+            try:
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+            finally:  # whoever leaves may be cancelled again
+                await self._transport.aclose()
 
     # Hearing.
 
