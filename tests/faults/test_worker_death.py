@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import msgspec
 import pytest
 
+from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import decode_reply
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.order import Order
@@ -29,7 +31,7 @@ PROCESS = {
     "aios_simulated_core_decode_tokens_per_s": 40,  # 3 s: what is killed is at it
     "aios_worker_lease_s": 1.0,
 }
-BEGUN_TOKENS = 50  # several slices: it has a snapshot
+HELD_TOKENS = 500
 BODIES = [chat(f"Story {n}", max_tokens=120, temperature=0.7, seed=n) for n in range(2)]
 
 
@@ -41,10 +43,10 @@ async def caller(redis_url: str) -> AsyncIterator[Caller]:
     await caller.aclose()
 
 
-async def undisturbed(caller: Caller) -> list[tuple[int, ...]]:
+async def undisturbed(caller: Caller, bodies: Sequence[LlmChat] = BODIES) -> list[tuple[int, ...]]:
     """Return the ids of the answers as one worker generates them."""
     async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(CONFIG))):
-        return [(await caller.chat(body)).output_ids for body in BODIES]
+        return [(await caller.chat(body)).output_ids for body in bodies]
 
 
 async def all_have_snapshots(caller: Caller, ids: list[str]) -> bool:
@@ -133,10 +135,10 @@ async def test_the_answer_of_a_worker_thought_dead_is_dropped(caller: Caller) ->
 async def test_a_generation_ends_while_redis_is_away_and_is_delivered_when_it_is_back(
     caller: Caller, redis_server: RunningRedis
 ) -> None:
-    [expected, _] = await undisturbed(caller)
-    core = Held(CONFIG)
+    body = msgspec.structs.replace(BODIES[0], max_tokens=HELD_TOKENS + 100, stream=True)
+    [expected] = await undisturbed(caller, [body])
+    core = Held(replace(CONFIG, decode_tokens_per_s=200.0))  # time for a slice, and a snapshot
     async with running_worker(caller.url, "llm", await llm_module(core), Limits(30.0, 5.0)):
-        body = msgspec.structs.replace(BODIES[0], stream=True)
         [syscall_id] = await caller.submit(body)
         await wait_until_async(lambda: all_have_snapshots(caller, [syscall_id]))
         await caller.connection.execute("WAITAOF", 1, 0, 5_000)
@@ -156,7 +158,7 @@ async def test_a_generation_ends_while_redis_is_away_and_is_delivered_when_it_is
 
 
 class Held(SimulatedCore):
-    """A core that begins a generation, and ends it when it may go on."""
+    """A core that does not end a long generation until it may go on."""
 
     def __init__(self, config: SimulatedCoreConfig) -> None:
         super().__init__(config)
@@ -168,7 +170,7 @@ class Held(SimulatedCore):
             async for step in steps:
                 yield step
                 tokens += step.token_count
-                if tokens >= BEGUN_TOKENS:
+                if tokens >= HELD_TOKENS:
                     await self.go_on.wait()
 
 
