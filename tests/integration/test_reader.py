@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
-from aios_broker.contract.llm import ContextBody, ContextExpand, LlmChat, Message
+from aios_broker.contract.llm import ContextBody, ContextExpand, LlmChat, Message, Tool
 from aios_broker.contract.reply import ContextResult
 from aios_workers.llm.conversation import counter
 from aios_workers.llm.core import SHORT_CHARACTERS, Reader
@@ -22,30 +21,38 @@ LONG = SHORT_CHARACTERS + 1
 TEXT = "The fox, it is said, went 12 times to the well of 1734; nobody knows why. "
 MESSAGE = Message("user", TEXT * 3_000)  # 220 KB
 MESSAGES = 2
-PROBE_EVERY_S = 0.005
+TURN_S = 0.002
 
 
-class Lags:
-    """By how much a loop that should have gone on at once was late."""
+class WatchedCore(LlamaCppCore):
+    """A core that notes how often the loop has turned between its first reading and its last."""
 
-    def __init__(self) -> None:
-        self.longest_s = 0.0
+    _turns = 0
+    _began: int | None = None
+    turns_while_read = 0
 
-    async def watch(self) -> None:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
+        if self._began is None:
+            self._began = self._turns
+        try:
+            return super().render(messages, tools)
+        finally:
+            self.turns_while_read = self._turns - self._began
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Look at what is read within the block."""
+        self._began, self.turns_while_read = None, 0
+        turning = asyncio.create_task(self._turn())
+        try:
+            yield
+        finally:
+            turning.cancel()
+
+    async def _turn(self) -> None:
         while True:
-            before_s = time.perf_counter()
-            await asyncio.sleep(PROBE_EVERY_S)
-            self.longest_s = max(self.longest_s, time.perf_counter() - before_s - PROBE_EVERY_S)
-
-
-@asynccontextmanager
-async def watched_loop() -> AsyncIterator[Lags]:
-    lags = Lags()
-    watch = asyncio.create_task(lags.watch())
-    try:
-        yield lags
-    finally:
-        watch.cancel()
+            await asyncio.sleep(TURN_S)
+            self._turns += 1
 
 
 @pytest.fixture
@@ -62,24 +69,20 @@ async def ask(caller: Caller, body: ContextBody | LlmChat) -> ContextResult:
     return result
 
 
-def seconds_to_count(core: LlamaCppCore, messages: Sequence[Message]) -> tuple[int, float]:
-    began_s = time.perf_counter()
-    tokens = counter(core)(messages)
-    return tokens, time.perf_counter() - began_s
-
-
 async def test_a_long_context_is_counted_while_the_loop_goes_on(caller: Caller) -> None:
-    core = LlamaCppCore(LlamaCppConfig(context_tokens=512))
+    core = WatchedCore(LlamaCppConfig(context_tokens=512))
     async with running_worker(caller.url, "llm", await llm_module(core)):
         for _ in range(MESSAGES):
             await ask(caller, ContextExpand((MESSAGE,)))
         last = Message("assistant", "I see.")
-        tokens, inline_s = seconds_to_count(core, (*[MESSAGE] * MESSAGES, last))
-        async with watched_loop() as lags:
+        async with core.watched():
+            tokens = counter(core)((*[MESSAGE] * MESSAGES, last))
+        assert core.turns_while_read == 0
+        async with core.watched():
             found = await ask(caller, ContextExpand((last,)))
 
     assert found.tokens == tokens > 20_000
-    assert lags.longest_s < inline_s / 3
+    assert core.turns_while_read >= 5
 
 
 async def test_what_is_short_is_read_at_once_unless_something_long_is_read() -> None:
