@@ -27,7 +27,7 @@ from tests.tool_scene import ToolScene
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.timeout(120)
-FREE_WITHIN_S = 5.0  # after its worker was killed
+FREE_WITHIN_S = 15.0  # after its worker was killed, on a machine that others use
 
 FUNCTIONS = '''
 import os, time
