@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from aios_broker.client import http_messages as wire
+from aios_broker.client.http_transport import HttpTransport
 from aios_broker.contract.reply import ChatResult, EchoResult, Result
 from aios_broker.contract.syscall import Syscall, ToolEcho, encode_syscall, new_id
 from aios_sdk import (
@@ -397,3 +398,17 @@ async def test_a_wrong_argument_is_told_before_anything_is_sent(http: Door) -> N
     async with http.agent("writer") as me:
         with pytest.raises(InvalidSyscall):
             await me.llm.chat("x", max_tokens=0)
+
+
+@pytest.mark.parametrize("turns", range(1, 8))
+async def test_a_closing_that_is_cancelled_closes_its_client(http: Door, turns: int) -> None:
+    me = await http.agent("leaver").open()
+    session = me._line.session
+    transport = session._transport
+    assert isinstance(transport, HttpTransport)
+    leaving = asyncio.create_task(me.aclose())
+    while not leaving.done():
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        leaving.cancel()
+    assert transport._http.is_closed
